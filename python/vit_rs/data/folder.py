@@ -1,0 +1,70 @@
+"""Folders of images, one sub-folder a class."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vit_rs._core import IMAGE_EXTENSIONS, decode_image, scan_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["ImageFolder"]
+
+
+class ImageFolder:
+    """List the images below `root`, in the classes and order of torchvision's ImageFolder.
+
+    Files are chosen by their names' endings and decoded by their content (JPEG, PNG).
+
+    Args:
+        root: folder with one sub-folder a class; images may lie at any depth below it.
+        extensions: endings that count, any case; None = torchvision's list.
+        allow_empty: accept classes without an image.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        NotADirectoryError: `root` is not a folder.
+        DatasetError: no class folder in it, or a class without an image.
+
+    Source: torchvision.datasets.ImageFolder.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        extensions: Sequence[str] | None = None,
+        allow_empty: bool = False,
+    ) -> None:
+        self.root = os.fspath(root)
+        if not os.path.exists(self.root):  # noqa: PTH110  (a path of any kind the user gives)
+            raise FileNotFoundError(f"{self.root}: no such folder")
+        if not os.path.isdir(self.root):  # noqa: PTH112
+            raise NotADirectoryError(f"{self.root}: not a folder")
+        endings = list(IMAGE_EXTENSIONS) if extensions is None else [ending.lower() for ending in extensions]
+        classes, paths, labels = scan_folder(self.root, endings, allow_empty)
+        self.classes: list[str] = classes
+        self.class_to_idx: dict[str, int] = {name: index for index, name in enumerate(classes)}
+        self.targets: list[int] = labels
+        self.samples: list[tuple[str, int]] = list(zip(paths, labels, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return (image, label): image u8 RGB, (3, H, W), values 0..255.
+
+        Raises:
+            DecodeError: the file is not a readable image; the message names it.
+        """
+        path, label = self.samples[index]
+        pixels = decode_image(Path(path).read_bytes(), name=path)
+        return torch.from_numpy(pixels).permute(2, 0, 1), label
+
+    def __repr__(self) -> str:
+        return f"ImageFolder({self.root!r}: {len(self)} images, {len(self.classes)} classes)"

@@ -1,0 +1,331 @@
+"""ImageLoader: batches decoded, augmented and written by Rust threads, handed over without a copy."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Union, cast
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+
+from vit_rs import distributed
+from vit_rs._core import MAX_PIXELS, Loader, Source, permutation
+from vit_rs.data.array import ArrayDataset
+from vit_rs.data.folder import ImageFolder
+from vit_rs.transforms.compose import lower
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from vit_rs.transforms import Transform
+
+__all__ = ["ImageLoader", "Patches"]
+
+ImageSource = Union[ImageFolder, ArrayDataset, "Subset[Any]"]
+Index = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A batch layout: patch vectors (B, N, P*P*C), as `vit_rs.patchify` gives them and a ViT takes them.
+
+    Args:
+        patch_size: side, or (height, width), pixels.
+        order: of the values in a patch: "cpq" (channel, row, column: that of a Conv2d kernel, and of our ViT) or "pqc".
+    """
+
+    patch_size: int | tuple[int, int]
+    order: Literal["cpq", "pqc"] = "cpq"
+
+
+class ImageLoader:
+    """Iterate over a source in batches: (images, labels), or (images, labels, indices) with `return_index`.
+
+    Images are (B, C, H, W) in the transform's type; labels int64, (B,). Rust threads read, decode, augment and write
+    each sample straight into its batch; the batch's memory returns for reuse when its last tensor is gone. Threads
+    start with the first batch and live until `close`; no process is started.
+
+    A sample's pixels depend on (seed, epoch, index) and on nothing else: not on threads, prefetch, batch size or
+    restarts.
+
+    Each iteration is one epoch; the next one starts the next epoch, whether this one was finished or left early. A
+    loader runs one iteration at a time.
+
+    Args:
+        source: an ImageFolder, an ArrayDataset, or a torch Subset of one.
+        transform: what happens to each image; None leaves it as it is. It must end in one size for all images.
+        batch_size: samples in a batch.
+        shuffle: draw a new order each epoch.
+        seed: of the order and of every augmentation; 0 <= seed < 2**64.
+        num_threads: decoding threads; None = the CPUs that this process may use.
+        drop_last: leave out a last batch that is not full.
+        dtype: type of the images; None = the transform's. float16 and bfloat16 are rounded once, from float32.
+        layout: "NCHW", "NHWC" or Patches(patch_size, order=...).
+        device: where the tensors are handed over. CUDA batches are pinned and copied asynchronously on the current
+            stream.
+        rank: this process's share; None = torch.distributed's, if it is initialised, else 0.
+        world_size: number of shares. Without `drop_last`, the first samples are repeated until shares are equal, as
+            torch's DistributedSampler does.
+        on_error: what becomes of unreadable samples. "raise" raises at their batch, "skip" leaves them out (the batch is
+            shorter), "substitute" puts another sample in their place; `stats()["failures"]` lists these two.
+        max_pixels: images with more are errors (decompression bombs).
+        return_index: yield each sample's index in `source` too, int64, (B,).
+        prefetch: batches made ahead of the consumer.
+
+    Raises:
+        TypeError: a source or transform of another kind.
+        ValueError: an argument out of its range, or a transform without a fixed output size.
+        DecodeError: (while iterating) an image cannot be decoded; the message names it.
+        OSError: (while iterating) a file cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Transform | None = None,
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_threads: int | None = None,
+        drop_last: bool = False,
+        dtype: torch.dtype | None = None,
+        layout: Literal["NCHW", "NHWC"] | Patches = "NCHW",
+        device: str | torch.device = "cpu",
+        rank: int | None = None,
+        world_size: int | None = None,
+        on_error: Literal["raise", "skip", "substitute"] = "raise",
+        max_pixels: int = MAX_PIXELS,
+        return_index: bool = False,
+        prefetch: int = 2,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("prefetch", prefetch), ("max_pixels", max_pixels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if num_threads is not None and num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be in 0..2**64 - 1, got {seed}")
+        self.source = source
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_threads = _usable_cpus() if num_threads is None else num_threads
+        self.drop_last = drop_last
+        self.device = torch.device(device)
+        self.rank = distributed.rank() if rank is None else rank
+        self.world_size = distributed.world_size() if world_size is None else world_size
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be in 0..world_size - 1, got {self.rank} of {self.world_size}")
+        self.return_index = return_index
+        base, self._subset = _flatten(source)
+        targets = np.asarray(base.targets, dtype=np.int64)
+        self._labels = targets
+        chain = lower(transform)
+        self.dtype = chain.dtype if dtype is None else dtype
+        normalize = chain.normalize
+        patch_size = layout.patch_size if isinstance(layout, Patches) else None
+        self._loader = Loader(
+            _core_source(base),
+            chain.ops,
+            scale=None if chain.to_dtype is None else chain.to_dtype.scale,
+            normalize=None if normalize is None else (list(normalize.mean), list(normalize.std)),
+            dtype=str(self.dtype).removeprefix("torch."),
+            layout=layout.order if isinstance(layout, Patches) else layout,
+            patch=(patch_size, patch_size) if isinstance(patch_size, int) else patch_size,
+            batch_size=batch_size,
+            num_threads=self.num_threads,
+            prefetch=prefetch,
+            seed=seed,
+            max_pixels=max_pixels,
+            on_error=on_error,
+        )
+        self._epoch = 0
+        self._yielded = 0
+        self._resuming = False
+        self._iteration = 0
+        self._closed = False
+        self._clock = _Clock()
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Dimensions of one image in a batch."""
+        return tuple(self._loader.shape)
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch, on this rank."""
+        samples = len(self._subset) if self._subset is not None else len(self._labels)
+        share = samples // self.world_size if self.drop_last else -(-samples // self.world_size)
+        return share // self.batch_size if self.drop_last else -(-share // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Start the next epoch, or go on in the one that `load_state_dict` named."""
+        if self._yielded and not self._resuming:
+            self._epoch += 1
+            self._yielded = 0
+        self._resuming = False
+        self._iteration += 1
+        order = self._order()
+        self._loader.start(order, None, epoch=self._epoch, drop_last=self.drop_last, first=self._yielded)
+        self._clock = _Clock(self._loader.stats()["images"])
+        return self._batches(self._iteration)
+
+    def _batches(self, iteration: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        while True:
+            if iteration != self._iteration:
+                what = "the ImageLoader was closed" if self._closed else "a new one of the same ImageLoader began"
+                raise RuntimeError(f"this iteration ended when {what}")
+            batch = self._loader.next_batch()
+            if batch is None:
+                self._epoch += 1
+                self._yielded = 0
+                return
+            self._yielded += 1
+            pixels, indices = batch
+            if len(indices):
+                yield self._tensors(pixels, indices)
+
+    def _tensors(self, pixels: np.ndarray[Any, Any], indices: Index) -> tuple[torch.Tensor, ...]:
+        images = torch.from_numpy(pixels)
+        if images.dtype == torch.uint16:
+            images = images.view(self.dtype)
+        labels = torch.from_numpy(self._labels[indices])
+        tensors = [images, labels]
+        if self.return_index:
+            tensors.append(torch.from_numpy(self._positions(indices)))
+        if self.device.type == "cuda":
+            # A batch's own memory is reused as soon as its tensor is gone; pinned copies come from torch's caching
+            # allocator, which waits for the copy to the device.
+            return tuple(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
+        if self.device.type != "cpu":
+            return tuple(tensor.to(self.device) for tensor in tensors)
+        return tuple(tensors)
+
+    def _positions(self, indices: Index) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return each sample's index in `source`, which may be a Subset."""
+        if self._subset is None:
+            return indices.astype(np.int64)
+        sorter = np.argsort(self._subset, kind="stable")
+        return sorter[np.searchsorted(self._subset, indices, sorter=sorter)].astype(np.int64)
+
+    def _order(self) -> Index:
+        samples = len(self._subset) if self._subset is not None else len(self._labels)
+        order = np.arange(samples, dtype=np.uint64)
+        if self.shuffle:
+            order = permutation(samples, self.seed, self._epoch)
+        if self.world_size > 1:
+            if self.drop_last:
+                order = order[: samples // self.world_size * self.world_size]
+            else:
+                order = np.resize(order, -(-samples // self.world_size) * self.world_size)
+            order = order[self.rank :: self.world_size]
+        if self._subset is not None:
+            order = self._subset[order]
+        return np.ascontiguousarray(order)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration that of `epoch`, from its first batch."""
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}")
+        self._epoch = epoch
+        self._yielded = 0
+        self._resuming = False
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader stands: seed, epoch, and the number of its batches that were yielded."""
+        if self._yielded and self._yielded == len(self):
+            return {"seed": self.seed, "epoch": self._epoch + 1, "batches": 0}
+        return {"seed": self.seed, "epoch": self._epoch, "batches": self._yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Make the next iteration go on where `state` was taken.
+
+        Raises:
+            ValueError: a state of another seed, or with more batches than an epoch has.
+        """
+        if state["seed"] != self.seed:
+            raise ValueError(f"the state is of a loader with seed {state['seed']}, this one has {self.seed}")
+        if state["epoch"] < 0 or not 0 <= state["batches"] <= len(self):
+            raise ValueError(f"the state {state} does not fit a loader of {len(self)} batches an epoch")
+        self._epoch = state["epoch"]
+        self._yielded = state["batches"]
+        self._resuming = True
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was done so far.
+
+        Keys: images, bytes_read, wait_seconds (the consumer waited), ready_batches, failures (texts of skipped or
+        substituted samples): since the loader was made. read_us, decode_us, augment_us, emit_us: mean thread time for
+        an image, microseconds. images_per_second: since the current or last epoch began.
+        """
+        raw = self._loader.stats()
+        images = max(raw["images"], 1)
+        per_image = {f"{stage}_us": raw[stage] / 1e3 / images for stage in ("read", "decode", "augment", "emit")}
+        return {
+            "images": raw["images"],
+            "bytes_read": raw["bytes"],
+            "wait_seconds": raw["wait"] / 1e9,
+            "ready_batches": raw["ready"],
+            "failures": raw["failures"],
+            "images_per_second": self._clock.rate(raw["images"]),
+            **per_image,
+        }
+
+    def close(self) -> None:
+        """End the threads. The loader cannot be iterated afterwards; batches stay valid."""
+        self._iteration += 1
+        self._closed = True
+        self._loader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Clock:
+    def __init__(self, images: int = 0) -> None:
+        self.start = time.perf_counter()
+        self.images = images
+
+    def rate(self, images: int) -> float:
+        return (images - self.images) / max(time.perf_counter() - self.start, 1e-9)
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _flatten(source: ImageSource) -> tuple[ImageFolder | ArrayDataset, Index | None]:
+    """Return the data set under any Subsets, and the indices that they leave."""
+    indices: Index | None = None
+    while type(source) is Subset:
+        chosen = np.asarray(source.indices, dtype=np.int64)
+        length = len(source.dataset)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
+        if chosen.size and not (chosen.min() >= 0 and chosen.max() < length):
+            raise ValueError(f"a Subset has indices {chosen.min()}..{chosen.max()} into {length} samples")
+        indices = chosen.astype(np.uint64) if indices is None else chosen.astype(np.uint64)[indices]
+        source = cast("ImageSource", source.dataset)
+    if not isinstance(source, (ImageFolder, ArrayDataset)):
+        raise TypeError(
+            "source must be a vit_rs.data.ImageFolder or ArrayDataset, or a torch Subset of one, "
+            f"got {type(source).__module__}.{type(source).__name__}"
+        )
+    return source, indices
+
+
+def _core_source(base: ImageFolder | ArrayDataset) -> Source:
+    if isinstance(base, ImageFolder):
+        return Source.files([path for path, _ in base.samples])
+    return Source.array(base.images)

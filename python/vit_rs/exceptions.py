@@ -1,0 +1,25 @@
+"""Exceptions of vit-rs. Wrong arguments are ValueError or TypeError, missing files FileNotFoundError."""
+
+from __future__ import annotations
+
+__all__ = ["CheckpointError", "ConfigError", "DatasetError", "DecodeError", "VitRsError"]
+
+
+class VitRsError(Exception):
+    """Base of every exception that vit-rs defines."""
+
+
+class DecodeError(VitRsError, ValueError):
+    """An image's bytes cannot be decoded; the message names the image."""
+
+
+class DatasetError(VitRsError, ValueError):
+    """A data set's layout is not what was expected; the message names the folder."""
+
+
+class CheckpointError(VitRsError, ValueError):
+    """Weights do not fit: the message lists missing and unexpected keys, or got and expected shapes."""
+
+
+class ConfigError(VitRsError, ValueError):
+    """A training configuration or run folder is not usable; the message names the setting."""

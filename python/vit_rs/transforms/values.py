@@ -1,0 +1,63 @@
+"""What becomes of the pixels' values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Normalize", "ToDtype"]
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class ToDtype:
+    """Convert the values' type.
+
+    Source: torchvision.transforms.v2.ToDtype. With `scale`, 8-bit values are multiplied by 1/255 in float32, as there.
+
+    Args:
+        dtype: torch.float32, torch.float16, torch.bfloat16, or torch.uint8 (which leaves images as they are). A half
+            type is rounded once, after everything that follows was computed in float32.
+        scale: bring 0..255 to 0..1.
+
+    Raises:
+        ValueError: another type.
+    """
+
+    dtype: torch.dtype
+    scale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (*_FLOATS, torch.uint8):
+            raise ValueError(f"dtype must be torch.float32, float16, bfloat16 or uint8, got {self.dtype}")
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Subtract a mean and divide by a standard deviation, channel by channel.
+
+    Source: torchvision.transforms.v2.Normalize; the same float32 roundings in the same order.
+
+    Args:
+        mean: one value for each channel, or a single one for all, in the units of the values when they come here.
+        std: the same; not 0.
+
+    Raises:
+        ValueError: no or different numbers of values, a value that is not finite, or a std of 0.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) or len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std need one value for each channel, got {self.mean!r} and {self.std!r}")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or not all(self.std):
+            raise ValueError(f"mean must be finite and std finite and not 0, got {self.mean!r} and {self.std!r}")

@@ -1,0 +1,301 @@
+//! JPEG by libjpeg-turbo (accurate integer IDCT, fancy upsampling: what Pillow and torchvision show), through its
+//! TurboJPEG interface, which turns every library error into a return value.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_int};
+use std::ptr::NonNull;
+
+use turbojpeg_sys as tj;
+
+use crate::error::{Error, Result};
+use crate::image::{ImageBuf, Rect, Size};
+
+unsafe extern "C" {
+    /// libjpeg-turbo's own question before each accurate IDCT: 0 where it was built without SIMD.
+    safe fn jsimd_can_idct_islow() -> c_int;
+}
+
+/// Whether libjpeg-turbo was built with SIMD kernels that this CPU can run.
+#[must_use]
+pub fn has_simd() -> bool {
+    jsimd_can_idct_islow() != 0
+}
+
+/// More scans than any encoder writes: a small file with thousands of them would keep a decoder busy for minutes.
+const MAX_SCANS: c_int = 500;
+
+/// Sides of an iMCU are at most 4 blocks of 8 pixels. Regions start at a multiple of it, whatever the subsampling.
+const COLUMN_STEP: usize = 32;
+
+/// What the markers before the first scan tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Markers {
+    /// The frame's size.
+    pub size: Size,
+    /// Number of components: 1 gray, 3 colour, 4 CMYK or YCCK.
+    pub components: u8,
+}
+
+/// Walks the markers up to the first scan, and looks for the end-of-image marker behind it.
+///
+/// # Errors
+/// [`Error::Decode`] for a broken or truncated file.
+pub fn header(bytes: &[u8]) -> Result<Markers> {
+    let truncated = |at: usize| {
+        Error::decode(format!(
+            "truncated JPEG: it ends at byte {} in the marker at byte {at}",
+            bytes.len()
+        ))
+    };
+    let mut frame = None;
+    let mut at = 2;
+    loop {
+        let &[first, mut marker] =
+            bytes.get(at..at + 2).and_then(<[u8]>::first_chunk).ok_or_else(|| truncated(at))?;
+        if first != 0xFF {
+            return Err(Error::decode(format!("broken JPEG: no marker at byte {at}")));
+        }
+        // Any number of 0xFF may fill the space before a marker.
+        while marker == 0xFF {
+            at += 1;
+            marker = *bytes.get(at + 1).ok_or_else(|| truncated(at))?;
+        }
+        at += 2;
+        if marker == 0x01 || (0xD0..=0xD8).contains(&marker) {
+            continue;
+        }
+        if marker == 0xD9 {
+            return Err(Error::decode("broken JPEG: it ends before its first scan"));
+        }
+        let length = bytes.get(at..at + 2).ok_or_else(|| truncated(at))?;
+        let length = usize::from(length[0]) << 8 | usize::from(length[1]);
+        let segment = bytes.get(at + 2..at + length.max(2)).ok_or_else(|| truncated(at))?;
+        match marker {
+            0xC0..=0xCF if ![0xC4, 0xC8, 0xCC].contains(&marker) => {
+                let &[precision, h1, h0, w1, w0, components] =
+                    segment.first_chunk().ok_or_else(|| truncated(at))?;
+                if precision != 8 {
+                    return Err(Error::decode(format!(
+                        "JPEG with {precision} bits per sample; 8 can be read"
+                    )));
+                }
+                let size = Size::new(
+                    usize::from(h1) << 8 | usize::from(h0),
+                    usize::from(w1) << 8 | usize::from(w0),
+                );
+                if size.pixels() == 0 {
+                    return Err(Error::decode(format!("broken JPEG: its frame is {size}")));
+                }
+                frame = Some((size, components));
+            }
+            0xDA => break,
+            _ => {}
+        }
+        at += length.max(2);
+    }
+    let (size, components) =
+        frame.ok_or_else(|| Error::decode("broken JPEG: a scan before any frame"))?;
+    if !ends(&bytes[at..]) {
+        return Err(Error::decode(format!(
+            "truncated JPEG: no end-of-image marker in its {} bytes",
+            bytes.len()
+        )));
+    }
+    Ok(Markers { size, components })
+}
+
+/// Looks for an end-of-image marker from the end; bytes may follow it (some cameras append data).
+fn ends(scans: &[u8]) -> bool {
+    scans.windows(2).rev().any(|pair| pair == [0xFF, 0xD9])
+}
+
+/// A TurboJPEG instance, made at the first image; one per thread.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    handle: Option<Handle>,
+    inks: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Handle(NonNull<std::ffi::c_void>);
+
+// SAFETY: a TurboJPEG instance has no tie to the thread that made it; it must only not be used by two at once, and
+// every use takes `&mut Decoder`.
+unsafe impl Send for Handle {}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: the handle came from tj3Init and is destroyed once.
+        unsafe { tj::tj3Destroy(self.0.as_ptr()) };
+    }
+}
+
+impl Handle {
+    fn new() -> Result<Self> {
+        // SAFETY: no preconditions; null is checked.
+        let raw = unsafe { tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as c_int) };
+        let handle =
+            Self(NonNull::new(raw).ok_or_else(|| Error::decode("libjpeg-turbo: out of memory"))?);
+        // SAFETY: the handle is valid.
+        unsafe { tj::tj3Set(handle.0.as_ptr(), tj::TJPARAM_TJPARAM_SCANLIMIT as c_int, MAX_SCANS) };
+        Ok(handle)
+    }
+
+    /// Turns a return code into an error, letting harmless warnings pass.
+    fn check(&self, code: c_int) -> Result<()> {
+        if code == 0 {
+            return Ok(());
+        }
+        // SAFETY: the handle is valid; the text it returns lives until its next call and is copied here.
+        let (kind, text) = unsafe {
+            let text = CStr::from_ptr(tj::tj3GetErrorStr(self.0.as_ptr()));
+            (tj::tj3GetErrorCode(self.0.as_ptr()), text.to_string_lossy().into_owned())
+        };
+        // Stray bytes between segments are common in real collections and cost no pixel.
+        if kind == tj::TJERR_TJERR_WARNING as c_int && text.contains("extraneous bytes") {
+            return Ok(());
+        }
+        Err(Error::decode(format!("libjpeg-turbo: {text}")))
+    }
+}
+
+impl Decoder {
+    /// Decodes the columns and rows that `region` needs into `into`, and returns where the region lies in it.
+    ///
+    /// The decoded part starts at a whole number of blocks and reaches a pixel beyond the region, since chroma
+    /// upsampling treats the edges of what is decoded as edges of the image.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] with libjpeg-turbo's reason.
+    pub fn decode_region(
+        &mut self,
+        bytes: &[u8],
+        region: Rect,
+        into: &mut ImageBuf,
+    ) -> Result<Rect> {
+        let markers = header(bytes)?;
+        if !region.is_inside(markers.size) {
+            return Err(Error::argument(format!(
+                "{region:?} is not inside an image of {}",
+                markers.size
+            )));
+        }
+        let handle = match &mut self.handle {
+            Some(handle) => handle,
+            none => none.insert(Handle::new()?),
+        };
+        let raw = handle.0.as_ptr();
+        // SAFETY: pointer and length describe `bytes`, which outlives the call.
+        handle.check(unsafe { tj::tj3DecompressHeader(raw, bytes.as_ptr(), bytes.len() as _) })?;
+
+        // SAFETY: the handle is valid.
+        let usual = unsafe { tj::tj3Get(raw, tj::TJPARAM_TJPARAM_SUBSAMP as c_int) } >= 0;
+        let part = if usual { surroundings(region, markers.size) } else { markers.size.rect() };
+        let cropping = tj::tjregion {
+            x: part.left as c_int,
+            y: part.top as c_int,
+            w: part.width as c_int,
+            h: part.height as c_int,
+        };
+        if usual {
+            // SAFETY: the handle is valid and holds a header.
+            handle.check(unsafe { tj::tj3SetCroppingRegion(raw, cropping) })?;
+        }
+        let Rect { top, left, .. } = part;
+        let part = part.size();
+
+        let (format, channels, target) = if markers.components == 4 {
+            self.inks.resize(part.pixels() * 4, 0);
+            (tj::TJPF_TJPF_CMYK, 4, &mut self.inks[..])
+        } else {
+            (tj::TJPF_TJPF_RGB, 3, into.reshape(part, 3))
+        };
+        let pitch = part.width * channels;
+        // The size was read by our own marker walk and by the library: they must agree before it writes.
+        // SAFETY: the handle is valid.
+        let seen = unsafe {
+            Size::new(
+                tj::tj3Get(raw, tj::TJPARAM_TJPARAM_JPEGHEIGHT as c_int).max(0) as usize,
+                tj::tj3Get(raw, tj::TJPARAM_TJPARAM_JPEGWIDTH as c_int).max(0) as usize,
+            )
+        };
+        if seen != markers.size || target.len() < part.height * pitch {
+            return Err(Error::decode(format!(
+                "broken JPEG: frames of {} and {seen}",
+                markers.size
+            )));
+        }
+        // SAFETY: `target` holds part.height rows of `pitch` bytes, which is what the cropping region set above makes
+        // the library write; `bytes` outlives the call.
+        handle.check(unsafe {
+            tj::tj3Decompress8(
+                raw,
+                bytes.as_ptr(),
+                bytes.len() as _,
+                target.as_mut_ptr(),
+                pitch as c_int,
+                format as c_int,
+            )
+        })?;
+        if markers.components == 4 {
+            inks_to_rgb(&self.inks, into.reshape(part, 3));
+        }
+        Ok(Rect { top: region.top - top, left: region.left - left, ..region })
+    }
+}
+
+/// What must be decoded for `region`: whole blocks on the left, one pixel more on the other sides.
+fn surroundings(region: Rect, size: Size) -> Rect {
+    let top = region.top.saturating_sub(1);
+    let left = region.left.saturating_sub(1) / COLUMN_STEP * COLUMN_STEP;
+    let bottom = (region.top + region.height + 1).min(size.height);
+    let right = (region.left + region.width + 1).min(size.width);
+    Rect { top, left, height: bottom - top, width: right - left }
+}
+
+/// Pillow's conversion: inks are taken as inverted, as Adobe stores them; a colour is white minus black minus its ink's
+/// share of what is left.
+fn inks_to_rgb(inks: &[u8], rgb: &mut [u8]) {
+    let (from, _) = inks.as_chunks::<4>();
+    let (to, _) = rgb.as_chunks_mut::<3>();
+    for (ink, target) in from.iter().zip(to) {
+        let white = u32::from(ink[3]);
+        for (channel, value) in target.iter_mut().enumerate() {
+            let product = u32::from(255 - ink[channel]) * white + 128;
+            *value = white.saturating_sub(((product >> 8) + product) >> 8) as u8;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broken_markers_are_told() {
+        let text = |bytes: &[u8]| match header(bytes) {
+            Ok(markers) => format!("{markers:?}"),
+            Err(error) => error.to_string(),
+        };
+        assert!(text(&[0xFF, 0xD8, 0xFF]).contains("truncated"));
+        assert!(text(&[0xFF, 0xD8, 0x00, 0x00]).contains("no marker at byte 2"));
+        assert!(text(&[0xFF, 0xD8, 0xFF, 0xD9]).contains("before its first scan"));
+        assert!(text(&[0xFF, 0xD8, 0xFF, 0xE0, 0x00, 0x10, 0x00]).contains("truncated"));
+        assert!(
+            text(&[0xFF, 0xD8, 0xFF, 0xDA, 0x00, 0x02, 0xFF, 0xD9]).contains("before any frame")
+        );
+        let frame = [0xFF, 0xD8, 0xFF, 0xC0, 0, 8, 8, 0, 5, 0, 7, 1, 0xFF, 0xDA, 0, 2];
+        assert!(text(&frame).contains("no end-of-image"));
+        let whole = [&frame[..], &[1, 2, 3, 0xFF, 0xD9, 0]].concat();
+        assert_eq!(header(&whole).ok(), Some(Markers { size: Size::new(5, 7), components: 1 }));
+    }
+
+    #[test]
+    fn inks_follow_pillow() {
+        let mut rgb = [0; 3];
+        inks_to_rgb(&[255, 127, 0, 255], &mut rgb);
+        assert_eq!(rgb, [255, 127, 0]);
+        inks_to_rgb(&[10, 20, 30, 0], &mut rgb);
+        assert_eq!(rgb, [0, 0, 0]);
+    }
+}

@@ -1,0 +1,194 @@
+//! Randomness without state: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11).
+//!
+//! A number is a pure function of (seed, epoch, draw, view, operation, position), so that a sample's augmentation
+//! does not depend on threads, order of work, restarts or on what other samples or operations drew.
+
+const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+
+/// Philox4x32 with ten rounds: a block of 128 random bits for a counter and a key.
+#[must_use]
+pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let wide = [
+            u64::from(MULTIPLIERS[0]) * u64::from(counter[0]),
+            u64::from(MULTIPLIERS[1]) * u64::from(counter[2]),
+        ];
+        counter = [
+            (wide[1] >> 32) as u32 ^ counter[1] ^ key[0],
+            wide[1] as u32,
+            (wide[0] >> 32) as u32 ^ counter[3] ^ key[1],
+            wide[0] as u32,
+        ];
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    counter
+}
+
+/// View number of the streams that do not belong to a sample: the order of an epoch, substitutes for bad files.
+const RESERVED_VIEW: u16 = u16::MAX;
+
+/// The key of one epoch: what (seed, epoch) contribute to every number drawn in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochKey([u32; 2]);
+
+impl EpochKey {
+    /// The key of `epoch` under `seed`.
+    #[must_use]
+    pub fn new(seed: u64, epoch: u64) -> Self {
+        let block = philox4x32_10(
+            [epoch as u32, (epoch >> 32) as u32, 0, 0],
+            [seed as u32, (seed >> 32) as u32],
+        );
+        Self([block[0], block[1]])
+    }
+
+    /// The numbers of operation `operation` on view `view` of draw `draw`.
+    #[must_use]
+    pub fn stream(self, draw: u64, view: u16, operation: u16) -> Stream {
+        let place = u32::from(view) << 16 | u32::from(operation);
+        Stream {
+            key: self.0,
+            counter: [0, place, draw as u32, (draw >> 32) as u32],
+            block: [0; 4],
+            used: 4,
+        }
+    }
+
+    /// The numbers from which substitutes for the unreadable sample `draw` are drawn.
+    #[must_use]
+    pub fn substitutes(self, draw: u64) -> Stream {
+        self.stream(draw, RESERVED_VIEW, 1)
+    }
+
+    /// A uniformly drawn permutation of `0..len` (Fisher-Yates): the order of this epoch.
+    #[must_use]
+    pub fn permutation(self, len: usize) -> Vec<u64> {
+        let mut stream = self.stream(0, RESERVED_VIEW, 0);
+        let mut order: Vec<u64> = (0..len as u64).collect();
+        for last in (1..len).rev() {
+            order.swap(last, stream.below(last as u64 + 1) as usize);
+        }
+        order
+    }
+}
+
+/// A sequence of random numbers.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    key: [u32; 2],
+    counter: [u32; 4],
+    block: [u32; 4],
+    used: usize,
+}
+
+impl Stream {
+    /// 32 random bits.
+    pub fn next_u32(&mut self) -> u32 {
+        if self.used == 4 {
+            self.block = philox4x32_10(self.counter, self.key);
+            // A stream has 2^34 numbers; an operation draws some dozens.
+            self.counter[0] = self.counter[0].wrapping_add(1);
+            self.used = 0;
+        }
+        self.used += 1;
+        self.block[self.used - 1]
+    }
+
+    /// 64 random bits.
+    pub fn next_u64(&mut self) -> u64 {
+        u64::from(self.next_u32()) << 32 | u64::from(self.next_u32())
+    }
+
+    /// Uniform in [0, 1), in steps of 2^-53.
+    pub fn unit(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+    }
+
+    /// Uniform in [low, high).
+    pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.unit()
+    }
+
+    /// Uniform in `0..bound`, without bias (Lemire's method); 0 for a bound of 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        if bound == 0 {
+            return 0;
+        }
+        let mut wide = u128::from(self.next_u64()) * u128::from(bound);
+        let threshold = bound.wrapping_neg() % bound;
+        while (wide as u64) < threshold {
+            wide = u128::from(self.next_u64()) * u128::from(bound);
+        }
+        (wide >> 64) as u64
+    }
+
+    /// True with probability `p`.
+    pub fn chance(&mut self, p: f64) -> bool {
+        self.unit() < p
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Known-answer vectors published with Random123 (`kat_vectors`, philox4x32 10).
+    #[test]
+    fn known_answers() {
+        let vectors = [
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
+            (
+                [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
+                [0xa409_3822, 0x299f_31d0],
+                [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
+            ),
+        ];
+        for (counter, key, expected) in vectors {
+            assert_eq!(philox4x32_10(counter, key), expected);
+        }
+    }
+
+    #[test]
+    fn streams_differ_in_every_part_of_their_key() {
+        let number = |seed, epoch, draw, view, operation| {
+            EpochKey::new(seed, epoch).stream(draw, view, operation).next_u64()
+        };
+        let base = number(1, 2, 3, 4, 5);
+        assert_eq!(base, number(1, 2, 3, 4, 5));
+        for other in [
+            number(0, 2, 3, 4, 5),
+            number(1 << 40 | 1, 2, 3, 4, 5),
+            number(1, 1, 3, 4, 5),
+            number(1, 2, 3 | 1 << 40, 4, 5),
+            number(1, 2, 3, 5, 5),
+            number(1, 2, 3, 4, 4),
+        ] {
+            assert_ne!(base, other);
+        }
+    }
+
+    #[test]
+    fn permutation_holds_each_index_once() {
+        let mut order = EpochKey::new(7, 1).permutation(1000);
+        assert_ne!(order, EpochKey::new(7, 2).permutation(1000));
+        order.sort_unstable();
+        assert!(order.iter().copied().eq(0..1000));
+        assert!(EpochKey::new(7, 1).permutation(0).is_empty());
+    }
+
+    #[test]
+    fn below_is_uniform() {
+        let mut stream = EpochKey::new(3, 0).stream(0, 0, 0);
+        let mut counts = [0u32; 7];
+        for _ in 0..70_000 {
+            counts[stream.below(7) as usize] += 1;
+        }
+        // Standard deviation of each count: about 93.
+        assert!(counts.iter().all(|&count| count.abs_diff(10_000) < 500), "{counts:?}");
+        assert_eq!(stream.below(0), 0);
+        assert_eq!(stream.below(1), 0);
+        assert!((0..1000).all(|_| (0.0..1.0).contains(&stream.unit())));
+    }
+}

@@ -1,0 +1,168 @@
+//! The loader under sources that fail, panic and dawdle: batches stay in order, errors stay where they belong.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vit_rs_core::augment::spec::Spec;
+use vit_rs_core::emit::{Dtype, Emit, Layout, Values};
+use vit_rs_core::error::{Error, Result};
+use vit_rs_core::image::{ImageView, Size};
+use vit_rs_core::loader::{Batch, Loader, Next, OnError, Order, Pipeline};
+use vit_rs_core::source::{Item, Source};
+
+/// Image `i` is one pixel of value `i`; multiples of `bad` cannot be read, and `panics` is a bug.
+struct Numbers {
+    bytes: Vec<u8>,
+    bad: usize,
+    panics: usize,
+    slow: bool,
+}
+
+impl Source for Numbers {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn item<'a>(&'a self, index: usize, _buffer: &'a mut Vec<u8>) -> Result<Item<'a>> {
+        assert_ne!(index, self.panics, "a planted bug");
+        if self.bad != NEVER && index.is_multiple_of(self.bad) {
+            return Err(Error::decode("a planted error"));
+        }
+        if self.slow {
+            // Later samples are done first.
+            std::thread::sleep(Duration::from_micros(200 * (3 - index as u64 % 4)));
+        }
+        let view = ImageView::new(&self.bytes[index..=index], Size::new(1, 1), 1, 1)?;
+        Ok(Item::Pixels(view))
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("number {index}")
+    }
+
+    fn channels(&self) -> usize {
+        1
+    }
+
+    fn size(&self) -> Option<Size> {
+        Some(Size::new(1, 1))
+    }
+}
+
+const NEVER: usize = usize::MAX;
+
+fn loader(bad: usize, panics: usize, on_error: OnError, threads: usize) -> Loader {
+    let source = Arc::new(Numbers { bytes: (0..=255).collect(), bad, panics, slow: bad == NEVER });
+    let pipeline = Pipeline {
+        source,
+        spec: Spec::default(),
+        emit: Emit::new(Size::new(1, 1), 1, Layout::Nchw, Dtype::U8, &Values::Raw).unwrap(),
+        seed: 1,
+        max_pixels: 100,
+        on_error,
+    };
+    Loader::new(pipeline, 8, threads, 3).unwrap()
+}
+
+fn order(indices: std::ops::Range<u64>) -> Order {
+    Order { epoch: 0, indices: indices.collect(), draws: None, drop_last: false }
+}
+
+fn wait(loader: &Loader) -> Result<Option<Batch>> {
+    loop {
+        match loader.next(Duration::from_secs(5))? {
+            Next::Pending => {}
+            Next::End => return Ok(None),
+            Next::Batch(batch) => return Ok(Some(batch)),
+        }
+    }
+}
+
+fn values(batch: Batch) -> Vec<u64> {
+    let len = batch.indices.len();
+    let mut parts = batch.slot.split(1);
+    (0..len).map(|_| u64::from(parts.hand_out().unwrap().bytes_mut()[0])).collect()
+}
+
+#[test]
+fn batches_come_in_order() {
+    for threads in [1, 2, 7] {
+        let loader = loader(NEVER, NEVER, OnError::Raise, threads);
+        loader.start(order(0..100), 0).unwrap();
+        let mut seen = Vec::new();
+        while let Some(batch) = wait(&loader).unwrap() {
+            assert!(batch.indices.len() == 8 || seen.len() == 96);
+            seen.extend(values(batch));
+        }
+        assert!(seen.iter().copied().eq(0..100));
+        assert_eq!(loader.stats().images, 100);
+        loader.start(order(0..100), 12).unwrap();
+        assert_eq!(values(wait(&loader).unwrap().unwrap()), [96, 97, 98, 99]);
+        assert!(wait(&loader).unwrap().is_none());
+    }
+}
+
+#[test]
+fn an_abandoned_epoch_leaves_nothing_behind() {
+    let loader = loader(NEVER, NEVER, OnError::Raise, 4);
+    for _ in 0..20 {
+        loader.start(order(0..200), 0).unwrap();
+        assert_eq!(values(wait(&loader).unwrap().unwrap()), [0, 1, 2, 3, 4, 5, 6, 7]);
+        loader.start(order(100..110), 0).unwrap();
+        assert_eq!(values(wait(&loader).unwrap().unwrap()), (100..108).collect::<Vec<_>>());
+        assert_eq!(values(wait(&loader).unwrap().unwrap()), [108, 109]);
+        assert!(wait(&loader).unwrap().is_none());
+    }
+}
+
+#[test]
+fn errors_belong_to_their_batch() {
+    let loader = loader(20, NEVER, OnError::Raise, 3);
+    loader.start(order(1..33), 0).unwrap();
+    assert_eq!(values(wait(&loader).unwrap().unwrap()), (1..9).collect::<Vec<_>>());
+    assert_eq!(values(wait(&loader).unwrap().unwrap()), (9..17).collect::<Vec<_>>());
+    assert_eq!(wait(&loader).unwrap_err().to_string(), "number 20: a planted error");
+    assert_eq!(values(wait(&loader).unwrap().unwrap()), (25..33).collect::<Vec<_>>());
+}
+
+#[test]
+fn skipped_samples_close_up_and_are_listed() {
+    let loader = loader(3, NEVER, OnError::Skip, 3);
+    loader.start(order(0..16), 0).unwrap();
+    assert_eq!(values(wait(&loader).unwrap().unwrap()), [1, 2, 4, 5, 7]);
+    assert_eq!(values(wait(&loader).unwrap().unwrap()), [8, 10, 11, 13, 14]);
+    assert_eq!(loader.stats().failures.len(), 6);
+}
+
+#[test]
+fn a_panic_is_an_error_of_its_batch_whatever_the_policy() {
+    for policy in [OnError::Raise, OnError::Skip, OnError::Substitute] {
+        let loader = loader(NEVER, 9, policy, 2);
+        loader.start(order(0..32), 0).unwrap();
+        assert_eq!(values(wait(&loader).unwrap().unwrap()).len(), 8);
+        let text = wait(&loader).unwrap_err().to_string();
+        assert!(text.contains("internal error") && text.contains("a planted bug"), "{text}");
+        assert_eq!(values(wait(&loader).unwrap().unwrap()), (16..24).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn closing_ends_a_wait() {
+    let loader = Arc::new(loader(NEVER, NEVER, OnError::Raise, 2));
+    loader.start(order(0..200), 0).unwrap();
+    let other = Arc::clone(&loader);
+    let waiting =
+        std::thread::spawn(move || while wait(&other).is_ok_and(|batch| batch.is_some()) {});
+    std::thread::sleep(Duration::from_millis(3));
+    loader.close();
+    waiting.join().unwrap();
+    assert!(loader.start(order(0..1), 0).is_err());
+}
+
+#[test]
+fn indices_outside_the_source_are_an_error() {
+    let loader = loader(NEVER, NEVER, OnError::Skip, 1);
+    loader.start(order(250..258), 0).unwrap();
+    assert!(wait(&loader).is_err_and(|e| e.to_string().contains("a source of 256 samples")));
+}

@@ -1,0 +1,208 @@
+//! The loader: batches leave as numpy arrays over their slot's memory, without a copy.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use numpy::ndarray::{ArrayView, IxDyn};
+use numpy::{Element, PyArray1, PyArrayDyn, PyReadonlyArray1};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use vit_rs_core::augment::spec::Spec;
+use vit_rs_core::emit::{Dtype, Emit, Layout, Values};
+use vit_rs_core::image::Size;
+use vit_rs_core::loader::{Batch, Loader as CoreLoader, Next, OnError, Order, Pipeline};
+use vit_rs_core::patchify::Order as PatchOrder;
+use vit_rs_core::slot::Slot;
+
+use crate::error::to_py;
+use crate::source::Source;
+use crate::transform::Op;
+
+/// How long a wait lasts before signals are looked at.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// The owner of a batch's memory: base object of the arrays over it.
+#[pyclass(frozen, module = "vit_rs._core", name = "BatchMemory")]
+struct BatchMemory(Slot);
+
+/// A pool of loader threads over one source and transform.
+#[pyclass(frozen, module = "vit_rs._core", name = "Loader")]
+struct Loader(CoreLoader);
+
+fn layout(name: &str, patch: Option<(usize, usize)>) -> PyResult<Layout> {
+    let patches = |order| match patch {
+        Some((height, width)) => Ok(Layout::Patches { patch: Size::new(height, width), order }),
+        None => Err(PyValueError::new_err("a patch layout needs a patch size")),
+    };
+    match name {
+        "NCHW" => Ok(Layout::Nchw),
+        "NHWC" => Ok(Layout::Nhwc),
+        "pqc" => patches(PatchOrder::Pqc),
+        "cpq" => patches(PatchOrder::Cpq),
+        _ => Err(PyValueError::new_err(format!(
+            "layout must be 'NCHW', 'NHWC' or Patches with order 'pqc' or 'cpq', got '{name}'"
+        ))),
+    }
+}
+
+fn dtype(name: &str) -> PyResult<Dtype> {
+    match name {
+        "uint8" => Ok(Dtype::U8),
+        "float16" => Ok(Dtype::F16),
+        "bfloat16" => Ok(Dtype::Bf16),
+        "float32" => Ok(Dtype::F32),
+        _ => Err(PyValueError::new_err(format!(
+            "dtype must be uint8, float16, bfloat16 or float32, got {name}"
+        ))),
+    }
+}
+
+fn on_error(name: &str) -> PyResult<OnError> {
+    match name {
+        "raise" => Ok(OnError::Raise),
+        "skip" => Ok(OnError::Skip),
+        "substitute" => Ok(OnError::Substitute),
+        _ => Err(PyValueError::new_err(format!(
+            "on_error must be 'raise', 'skip' or 'substitute', got '{name}'"
+        ))),
+    }
+}
+
+#[pymethods]
+impl Loader {
+    #[new]
+    #[pyo3(signature = (source, ops, *, scale, normalize, dtype, layout, patch, batch_size, num_threads, prefetch, seed, max_pixels, on_error))]
+    fn new(
+        source: &Bound<'_, Source>,
+        ops: Vec<Bound<'_, Op>>,
+        scale: Option<bool>,
+        normalize: Option<(Vec<f32>, Vec<f32>)>,
+        dtype: &str,
+        layout: &str,
+        patch: Option<(usize, usize)>,
+        batch_size: usize,
+        num_threads: usize,
+        prefetch: usize,
+        seed: u64,
+        max_pixels: usize,
+        on_error: &str,
+    ) -> PyResult<Self> {
+        let source = Arc::clone(&source.get().0);
+        let values = match scale {
+            None => Values::Raw,
+            Some(scale) => Values::Float { scale, normalize },
+        };
+        let (dtype, layout) = (self::dtype(dtype)?, self::layout(layout, patch)?);
+        let on_error = self::on_error(on_error)?;
+        let ops = ops.iter().map(|op| op.get().0).collect();
+        let make = || {
+            let spec = Spec::new(ops)?;
+            let size = spec.output_size(source.size())?;
+            let emit = Emit::new(size, source.channels(), layout, dtype, &values)?;
+            let pipeline = Pipeline { source, spec, emit, seed, max_pixels, on_error };
+            CoreLoader::new(pipeline, batch_size, num_threads, prefetch)
+        };
+        Ok(Self(make().map_err(to_py)?))
+    }
+
+    /// Starts an epoch at a batch; one under way is abandoned.
+    #[pyo3(signature = (indices, draws, *, epoch, drop_last, first))]
+    fn start(
+        &self,
+        py: Python<'_>,
+        indices: PyReadonlyArray1<'_, u64>,
+        draws: Option<PyReadonlyArray1<'_, u64>>,
+        epoch: u64,
+        drop_last: bool,
+        first: usize,
+    ) -> PyResult<()> {
+        let indices = indices.as_slice()?.to_vec();
+        let draws = draws.map(|draws| draws.as_slice().map(<[u64]>::to_vec)).transpose()?;
+        let order = Order { epoch, indices, draws, drop_last };
+        py.detach(|| self.0.start(order, first)).map_err(to_py)
+    }
+
+    /// The next batch as (images, indices); None at the epoch's end. Ctrl-C interrupts the wait.
+    #[allow(clippy::type_complexity)]
+    fn next_batch<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<Option<(Bound<'py, PyAny>, Bound<'py, PyArray1<u64>>)>> {
+        loop {
+            match py.detach(|| self.0.next(PATIENCE)).map_err(to_py)? {
+                Next::Pending => py.check_signals()?,
+                Next::End => return Ok(None),
+                Next::Batch(Batch { slot, indices }) => {
+                    let images = self.wrap(py, slot, indices.len())?;
+                    return Ok(Some((images, PyArray1::from_vec(py, indices))));
+                }
+            }
+        }
+    }
+
+    /// Counts and times (nanoseconds) since the loader was made.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.0.stats();
+        let dict = PyDict::new(py);
+        let counts = [
+            ("images", stats.images),
+            ("bytes", stats.bytes),
+            ("read", stats.read),
+            ("decode", stats.decode),
+            ("augment", stats.augment),
+            ("emit", stats.emit),
+            ("wait", stats.wait),
+            ("ready", stats.ready as u64),
+        ];
+        for (name, value) in counts {
+            dict.set_item(name, value)?;
+        }
+        dict.set_item("failures", stats.failures)?;
+        Ok(dict)
+    }
+
+    /// Dimensions of one sample in a batch.
+    #[getter]
+    fn shape(&self) -> Vec<usize> {
+        self.0.pipeline().emit.shape()
+    }
+
+    /// Ends the threads.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.0.close());
+    }
+}
+
+impl Loader {
+    fn wrap<'py>(&self, py: Python<'py>, slot: Slot, len: usize) -> PyResult<Bound<'py, PyAny>> {
+        let emit = &self.0.pipeline().emit;
+        let shape: Vec<usize> = std::iter::once(len).chain(emit.shape()).collect();
+        let memory = Bound::new(py, BatchMemory(slot))?;
+        Ok(match emit.dtype() {
+            Dtype::U8 => array::<u8>(&shape, memory).into_any(),
+            Dtype::F16 | Dtype::Bf16 => array::<u16>(&shape, memory).into_any(),
+            Dtype::F32 => array::<f32>(&shape, memory).into_any(),
+        })
+    }
+}
+
+fn array<'py, T: Element>(
+    shape: &[usize],
+    memory: Bound<'py, BatchMemory>,
+) -> Bound<'py, PyArrayDyn<T>> {
+    let slot = &memory.get().0;
+    debug_assert!(shape.iter().product::<usize>() * size_of::<T>() <= slot.len());
+    // SAFETY: the slot is aligned to 64, holds at least this many values (a batch is never larger than its slot), every
+    // bit pattern of T is valid, and the slot lives as long as `memory`, which the array owns.
+    unsafe {
+        let view = ArrayView::from_shape_ptr(IxDyn(shape), slot.as_ptr().cast::<T>().cast_const());
+        PyArrayDyn::borrow_from_array(&view, memory.into_any())
+    }
+}
+
+/// Adds this file's classes to the extension module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Loader>()
+}
