@@ -1,0 +1,66 @@
+"""The figures of a training run, drawn from what its folder holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vit_rs.analysis.embeddings import position_similarity
+from vit_rs.analysis.figures import (
+    image_batch_figure,
+    position_similarity_figure,
+    save_figure,
+    training_curves,
+)
+from vit_rs.checkpoints import load_model
+from vit_rs.training.metrics import read_metrics
+from vit_rs.training.run_folder import read_config
+from vit_rs.training.sources import open_sources
+from vit_rs.training.stages import build_stages
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vit_rs.training.stages import Stage
+
+__all__ = ["draw_run"]
+
+
+def draw_run(folder: Path) -> list[Path]:
+    """Draw a trained run's figures into figures/ and return their paths.
+
+    training_curves.png; for each stage the similarity of the saved model's position embeddings (arXiv
+    2010.11929, figure 7, centre) and the first training batch as the model saw it, mixup and cutmix included:
+    the batch is not stored, but made again from the run's seed.
+
+    Args:
+        folder: the run's folder; every stage is trained.
+    """
+    config = read_config(folder).validated()
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    paths = [figures / "training_curves.png"]
+    save_figure(training_curves(read_metrics(folder / "metrics.jsonl")), paths[0])
+    for stage in build_stages(config, open_sources(config.data)):
+        model = load_model(folder / stage.checkpoint)
+        maps = position_similarity(model.pos_embed, model.config.grid_size, model.num_prefix_tokens)
+        similarity = figures / f"position_similarity_{stage.name}_{stage.size}px.png"
+        save_figure(position_similarity_figure(maps), similarity)
+        batch = figures / f"batch_{stage.name}_{stage.size}px.png"
+        _draw_first_batch(stage, batch)
+        paths += [similarity, batch]
+    return paths
+
+
+def _draw_first_batch(stage: Stage, path: Path) -> None:
+    with stage.train_loader() as loader:
+        images, labels = next(iter(loader))
+    batch = stage.method.mix(images, labels, step=0)
+    data, classes = stage.config.data, stage.sources.classes
+    titles = [classes[label] for label in labels.tolist()]
+    heading = f"{stage.name}: first batch at {stage.size} px"
+    if batch.share < 1.0:
+        heading += f", {1.0 - batch.share:.0%} from another image"
+    figure = image_batch_figure(
+        batch.images, mean=data.mean, std=data.std, titles=titles, max_images=32, heading=heading
+    )
+    save_figure(figure, path)
