@@ -1,13 +1,29 @@
-"""The compiled half of vit-rs. Private: use `vit_rs.ops`, `vit_rs.data` and `vit_rs.build_info`."""
-
-__version__: str
-
 from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "MAX_PIXELS",
+    "Loader",
+    "Op",
+    "Source",
+    "__version__",
+    "build_info",
+    "decode_image",
+    "draw_plan",
+    "interpolation_matrix",
+    "patchify",
+    "patchify_converted",
+    "permutation",
+    "resample_tokens",
+    "scan_folder",
+    "unpatchify",
+]
+
+__version__: str
 IMAGE_EXTENSIONS: list[str]
 MAX_PIXELS: int
 
@@ -22,10 +38,67 @@ def decode_image(
 def draw_plan(
     ops: Sequence[Op], size: tuple[int, int], seed: int, epoch: int, draw: int
 ) -> list[tuple[str, list[int]]]: ...
+def interpolation_matrix(
+    input: int,  # noqa: A002
+    output: int,
+    *,
+    interpolation: str,
+    antialias: bool,
+    align_corners: bool,
+    a: float | None,
+    scale: float | None,
+) -> NDArray[np.float64]: ...
+def patchify(
+    images: NDArray[np.uint8],
+    patches: NDArray[np.uint8],
+    *,
+    element_size: int,
+    shape: tuple[int, int, int, int],
+    patch_size: tuple[int, int],
+    order: str,
+    layout: str,
+    num_threads: int,
+) -> None: ...
+def patchify_converted(
+    images: NDArray[np.uint8],
+    patches: NDArray[np.uint8],
+    *,
+    image_dtype: str,
+    patch_dtype: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    shape: tuple[int, int, int, int],
+    patch_size: tuple[int, int],
+    order: str,
+    layout: str,
+    num_threads: int,
+) -> None: ...
 def permutation(len: int, seed: int, epoch: int) -> NDArray[np.uint64]: ...  # noqa: A002
-def scan_folder(
-    root: str, extensions: Sequence[str], allow_empty: bool
-) -> tuple[list[str], list[str], list[int]]: ...
+def resample_tokens(
+    source: NDArray[np.float32],
+    target: NDArray[np.float32],
+    *,
+    batch: int,
+    prefix: int,
+    channels: int,
+    old_size: tuple[int, int],
+    new_size: tuple[int, int],
+    interpolation: str,
+    antialias: bool,
+    num_threads: int,
+) -> None: ...
+def scan_folder(root: str, extensions: Sequence[str], allow_empty: bool) -> tuple[list[str], list[str], list[int]]: ...
+def unpatchify(
+    patches: NDArray[np.uint8],
+    images: NDArray[np.uint8],
+    *,
+    element_size: int,
+    shape: tuple[int, int, int, int],
+    patch_size: tuple[int, int],
+    order: str,
+    layout: str,
+    num_threads: int,
+) -> None: ...
 
 @final
 class Op:

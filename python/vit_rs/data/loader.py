@@ -72,8 +72,8 @@ class ImageLoader:
         rank: this process's share; None = torch.distributed's, if it is initialised, else 0.
         world_size: number of shares. Without `drop_last`, the first samples are repeated until shares are equal, as
             torch's DistributedSampler does.
-        on_error: what becomes of unreadable samples. "raise" raises at their batch, "skip" leaves them out (the batch is
-            shorter), "substitute" puts another sample in their place; `stats()["failures"]` lists these two.
+        on_error: what becomes of unreadable samples. "raise" raises at their batch, "skip" leaves them out (the batch
+            is shorter), "substitute" puts another sample in their place; `stats()["failures"]` lists these two.
         max_pixels: images with more are errors (decompression bombs).
         return_index: yield each sample's index in `source` too, int64, (B,).
         prefetch: batches made ahead of the consumer.

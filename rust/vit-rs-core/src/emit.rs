@@ -339,7 +339,8 @@ mod tests {
         let emit = Emit::new(Size::new(1, 1), 3, Layout::Nchw, Dtype::F32, &values).unwrap();
         let mut place = [0.0f32; 3];
         emit.write(image, false, bytemuck::cast_slice_mut(&mut place)).unwrap();
-        assert_eq!(place, [-2.0, (51.0 * (1.0 / 255.0) - 0.5) / 0.5, 0.5]);
+        let expected = [-2.0, (51.0 * (1.0 / 255.0) - 0.5) / 0.5, 0.5f32];
+        assert_eq!(place.map(f32::to_bits), expected.map(f32::to_bits));
     }
 
     #[test]

@@ -18,5 +18,8 @@ pub mod augment;
 pub mod emit;
 pub mod source;
 
-pub mod loader;
 pub mod slot;
+
+pub mod pipeline;
+
+pub mod loader;

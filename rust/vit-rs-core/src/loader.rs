@@ -11,112 +11,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::augment::geometry::Canvas;
-use crate::augment::spec::Spec;
-use crate::decode::Decoder;
-use crate::emit::Emit;
 use crate::error::{Error, Result};
+use crate::pipeline::{Counters, OnError, Pipeline, Tools};
 use crate::rng::EpochKey;
 use crate::slot::{Part, Parts, Pool, Slot};
-use crate::source::{Item, Source};
-
-/// What happens to a sample that cannot be read or decoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnError {
-    /// Its batch is an error.
-    Raise,
-    /// Its batch is shorter.
-    Skip,
-    /// Another sample, drawn from the sample's own key, stands in its place.
-    Substitute,
-}
 
 /// How many stand-ins are tried before a sample counts as lost.
 const SUBSTITUTES: usize = 16;
-
-/// From index to pixels in the batch.
-pub struct Pipeline {
-    /// The samples.
-    pub source: Arc<dyn Source>,
-    /// What is drawn for each.
-    pub spec: Spec,
-    /// How it is written.
-    pub emit: Emit,
-    /// First part of every sample's key.
-    pub seed: u64,
-    /// Larger images are errors.
-    pub max_pixels: usize,
-    /// What becomes of errors.
-    pub on_error: OnError,
-}
-
-impl std::fmt::Debug for Pipeline {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pipeline").field("samples", &self.source.len()).finish_non_exhaustive()
-    }
-}
-
-/// A thread's decoders and memory.
-#[derive(Debug, Default)]
-struct Tools {
-    decoder: Decoder,
-    canvas: Canvas,
-    file: Vec<u8>,
-}
-
-impl Pipeline {
-    /// Reads, decodes, augments and writes one sample.
-    fn sample(
-        &self,
-        tools: &mut Tools,
-        key: EpochKey,
-        index: u64,
-        draw: u64,
-        place: &mut [u8],
-        stats: &Counters,
-    ) -> Result<()> {
-        let Tools { decoder, canvas, file } = tools;
-        let index = usize::try_from(index).ok().filter(|&index| index < self.source.len());
-        let index = index.ok_or_else(|| {
-            Error::argument(format!("an index outside a source of {} samples", self.source.len()))
-        })?;
-        let mut clock = Instant::now();
-        let mut lap = |counter: &AtomicU64| {
-            let now = Instant::now();
-            counter.fetch_add((now - clock).as_nanos() as u64, Ordering::Relaxed);
-            clock = now;
-        };
-        let mut work = || {
-            let item = self.source.item(index, file)?;
-            lap(&stats.read);
-            let (plan, view);
-            let (steps, mirrored) = match item {
-                Item::Encoded(bytes) => {
-                    stats.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                    let header = decoder.header(bytes, self.max_pixels)?;
-                    plan = self.spec.plan(header.size, key, draw, 0)?;
-                    let (region, steps, mirrored) = plan.split();
-                    view = decoder.decode_region(bytes, header, region)?;
-                    (steps, mirrored)
-                }
-                Item::Pixels(pixels) => {
-                    plan = self.spec.plan(pixels.size(), key, draw, 0)?;
-                    let (region, steps, mirrored) = plan.split();
-                    view = pixels.crop(region)?;
-                    (steps, mirrored)
-                }
-            };
-            lap(&stats.decode);
-            let view = canvas.apply(view, steps)?;
-            lap(&stats.augment);
-            self.emit.write(view, mirrored, place)?;
-            lap(&stats.emit);
-            stats.images.fetch_add(1, Ordering::Relaxed);
-            Ok(())
-        };
-        work().map_err(|error: Error| error.named(self.source.name(index)))
-    }
-}
 
 /// The samples of one epoch, in order.
 #[derive(Clone, Debug)]
@@ -161,17 +62,6 @@ pub enum Next {
     Pending,
     /// The epoch is over.
     End,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    images: AtomicU64,
-    bytes: AtomicU64,
-    read: AtomicU64,
-    decode: AtomicU64,
-    augment: AtomicU64,
-    emit: AtomicU64,
-    wait: AtomicU64,
 }
 
 /// What a loader did since it was made. Times are nanoseconds, summed over its threads.

@@ -53,7 +53,9 @@ mod tests {
         for threads in [0, 1, 2, 5] {
             let mut values = vec![0_u8; 1000];
             for_each(threads, values.chunks_mut(7).enumerate(), |(i, chunk)| {
-                chunk.iter_mut().for_each(|value| *value += 1 + (i % 3) as u8);
+                for value in chunk {
+                    *value += 1 + (i % 3) as u8;
+                }
             });
             let right = |(i, &value): (usize, &u8)| value == 1 + (i / 7 % 3) as u8;
             assert!(values.iter().enumerate().all(right));

@@ -8,7 +8,8 @@ use vit_rs_core::augment::spec::Spec;
 use vit_rs_core::emit::{Dtype, Emit, Layout, Values};
 use vit_rs_core::error::{Error, Result};
 use vit_rs_core::image::{ImageView, Size};
-use vit_rs_core::loader::{Batch, Loader, Next, OnError, Order, Pipeline};
+use vit_rs_core::loader::{Batch, Loader, Next, Order};
+use vit_rs_core::pipeline::{OnError, Pipeline};
 use vit_rs_core::source::{Item, Source};
 
 /// Image `i` is one pixel of value `i`; multiples of `bad` cannot be read, and `panics` is a bug.

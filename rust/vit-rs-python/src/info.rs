@@ -14,8 +14,8 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     info.set_item("arch", std::env::consts::ARCH)?;
     info.set_item("os", std::env::consts::OS)?;
     info.set_item("cpu_features", simd::cpu_features().to_vec())?;
-    info.set_item("jpeg_library", "libjpeg-turbo")?;
-    info.set_item("jpeg_simd", jpeg::has_simd())?;
+    info.set_item("jpeg_library", format!("libjpeg-turbo {}", jpeg::VERSION))?;
+    info.set_item("jpeg_simd", jpeg::HAS_SIMD)?;
     Ok(info)
 }
 

@@ -12,8 +12,9 @@ use pyo3::types::PyDict;
 use vit_rs_core::augment::spec::Spec;
 use vit_rs_core::emit::{Dtype, Emit, Layout, Values};
 use vit_rs_core::image::Size;
-use vit_rs_core::loader::{Batch, Loader as CoreLoader, Next, OnError, Order, Pipeline};
+use vit_rs_core::loader::{Batch, Loader as CoreLoader, Next, Order};
 use vit_rs_core::patchify::Order as PatchOrder;
+use vit_rs_core::pipeline::{OnError, Pipeline};
 use vit_rs_core::slot::Slot;
 
 use crate::error::to_py;

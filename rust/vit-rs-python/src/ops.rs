@@ -1,6 +1,9 @@
 //! Tensor operators. Arrays come as flat bytes with their element type beside them, so that one function serves every
 //! dtype of torch, bfloat16 included; Python allocates the results. No array may be written to during a call.
 
+// PyO3 hands arguments over by value.
+#![allow(clippy::needless_pass_by_value)]
+
 use bytemuck::{Pod, PodCastError};
 use half::{bf16, f16};
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadwriteArray1};

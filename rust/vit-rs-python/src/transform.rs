@@ -97,7 +97,7 @@ impl Op {
 }
 
 /// The numbers drawn for one sample, in order: (step, its whole numbers). Steps are crop (top, left, height, width),
-/// window (the same, may reach outside), resize (height, width), flip_horizontal and flip_vertical.
+/// window (the same, may reach outside), resize (height, width), `flip_horizontal` and `flip_vertical`.
 #[pyfunction]
 fn draw_plan(
     ops: Vec<Bound<'_, Op>>,

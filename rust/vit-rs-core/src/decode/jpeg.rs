@@ -10,16 +10,11 @@ use turbojpeg_sys as tj;
 use crate::error::{Error, Result};
 use crate::image::{ImageBuf, Rect, Size};
 
-unsafe extern "C" {
-    /// libjpeg-turbo's own question before each accurate IDCT: 0 where it was built without SIMD.
-    safe fn jsimd_can_idct_islow() -> c_int;
-}
+/// Version of the libjpeg-turbo that was built in.
+pub const VERSION: &str = env!("VIT_RS_JPEG_VERSION");
 
-/// Whether libjpeg-turbo was built with SIMD kernels that this CPU can run.
-#[must_use]
-pub fn has_simd() -> bool {
-    jsimd_can_idct_islow() != 0
-}
+/// Whether it was built with SIMD kernels: on x86-64 that takes NASM.
+pub const HAS_SIMD: bool = cfg!(jpeg_simd);
 
 /// More scans than any encoder writes: a small file with thousands of them would keep a decoder busy for minutes.
 const MAX_SCANS: c_int = 500;

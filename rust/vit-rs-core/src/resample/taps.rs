@@ -91,7 +91,7 @@ pub struct Axis {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Taps {
     input: usize,
-    max_taps: usize,
+    longest: usize,
     /// First input sample of each row.
     first: Vec<usize>,
     /// Row `i` owns `weights[start[i]..start[i + 1]]`.
@@ -103,14 +103,14 @@ impl Taps {
     fn new(input: usize, output: usize) -> Self {
         let mut start = Vec::with_capacity(output + 1);
         start.push(0);
-        Self { input, max_taps: 0, first: Vec::with_capacity(output), start, weights: Vec::new() }
+        Self { input, longest: 0, first: Vec::with_capacity(output), start, weights: Vec::new() }
     }
 
     fn push(&mut self, first: usize, weights: &[f64]) {
         self.first.push(first);
         self.weights.extend_from_slice(weights);
         self.start.push(self.weights.len());
-        self.max_taps = self.max_taps.max(weights.len());
+        self.longest = self.longest.max(weights.len());
     }
 
     /// The first input sample of output sample `i`, and the weights from there on. They sum to 1.
@@ -125,7 +125,7 @@ impl Taps {
     /// Length of the longest row.
     #[must_use]
     pub fn max_taps(&self) -> usize {
-        self.max_taps
+        self.longest
     }
 
     /// Number of weights in all rows.
@@ -182,7 +182,7 @@ impl Taps {
 /// sample lies so far outside that nothing reaches it.
 pub fn taps(axis: &Axis) -> Result<Taps> {
     check(axis)?;
-    if axis.antialias { antialiased(axis) } else { interpolated(axis) }
+    if axis.antialias { antialiased(axis) } else { Ok(interpolated(axis)) }
 }
 
 fn check(axis: &Axis) -> Result<()> {
@@ -237,13 +237,15 @@ fn antialiased(axis: &Axis) -> Result<Taps> {
                 "scale {scale} puts output sample {i} of {output} outside the {input} input samples"
             )));
         }
-        weights.iter_mut().for_each(|weight| *weight /= total);
+        for weight in &mut weights {
+            *weight /= total;
+        }
         rows.push(first, &weights);
     }
     Ok(rows)
 }
 
-fn interpolated(axis: &Axis) -> Result<Taps> {
+fn interpolated(axis: &Axis) -> Taps {
     let Axis { input, output, filter, align_corners, .. } = *axis;
     let scale = match axis.scale {
         Some(scale) => scale,
@@ -281,5 +283,5 @@ fn interpolated(axis: &Axis) -> Result<Taps> {
         }
         rows.push(first as usize, &folded[..count]);
     }
-    Ok(rows)
+    rows
 }

@@ -1,0 +1,204 @@
+//! Patchify against the formula, value by value, in drawn geometries.
+#![allow(clippy::unwrap_used)]
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+use vit_rs_core::patchify::{
+    Float, Geometry, Layout, Normalization, Order, patchify, patchify_bytes, patchify_normalized,
+    unpatchify,
+};
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    batch: usize,
+    channels: usize,
+    rows: usize,
+    columns: usize,
+    patch: (usize, usize),
+    layout: Layout,
+    order: Order,
+    threads: usize,
+}
+
+impl Case {
+    fn size(&self) -> (usize, usize) {
+        (self.rows * self.patch.0, self.columns * self.patch.1)
+    }
+
+    fn geometry(&self) -> Geometry {
+        let (height, width) = self.size();
+        let shape = (self.batch, self.channels, height, width);
+        Geometry::new(shape, self.patch, self.layout, self.order).unwrap()
+    }
+
+    fn values(&self) -> usize {
+        self.geometry().values()
+    }
+
+    /// For each place in the patches, the place in the images and the channel.
+    fn sources(&self) -> Vec<(usize, usize)> {
+        let ((height, width), (p, q), channels) = (self.size(), self.patch, self.channels);
+        let mut sources = Vec::new();
+        for b in 0..self.batch {
+            for patch in 0..self.rows * self.columns {
+                for i in 0..p * q * channels {
+                    let (y, x, c) = match self.order {
+                        Order::Pqc => (i / (q * channels), i / channels % q, i % channels),
+                        Order::Cpq => (i / q % p, i % q, i / (p * q)),
+                    };
+                    let (y, x) = (patch / self.columns * p + y, patch % self.columns * q + x);
+                    let place = match self.layout {
+                        Layout::Nchw => ((b * channels + c) * height + y) * width + x,
+                        Layout::Nhwc => ((b * height + y) * width + x) * channels + c,
+                    };
+                    sources.push((place, c));
+                }
+            }
+        }
+        sources
+    }
+}
+
+prop_compose! {
+    fn cases()(
+        batch in 0..3_usize,
+        channels in prop_oneof![Just(1), Just(3), 1..9_usize],
+        rows in 1..4_usize,
+        columns in 1..4_usize,
+        patch in (1..18_usize, prop_oneof![1..18_usize, Just(32)]),
+        layout in prop_oneof![Just(Layout::Nchw), Just(Layout::Nhwc)],
+        order in prop_oneof![Just(Order::Pqc), Just(Order::Cpq)],
+        threads in 0..4_usize,
+    ) -> Case {
+        Case { batch, channels, rows, columns, patch, layout, order, threads }
+    }
+}
+
+fn permuted<T: Copy + Default + PartialEq + Send + Sync + std::fmt::Debug>(
+    case: &Case,
+    value: impl Fn(usize) -> T,
+) {
+    let images: Vec<T> = (0..case.values()).map(value).collect();
+    let mut patches = vec![T::default(); images.len()];
+    patchify(&case.geometry(), &images, &mut patches, case.threads).unwrap();
+    let expected: Vec<T> = case.sources().iter().map(|&(place, _)| images[place]).collect();
+    assert_eq!(patches, expected);
+    let mut back = vec![T::default(); images.len()];
+    unpatchify(&case.geometry(), &patches, &mut back, case.threads).unwrap();
+    assert_eq!(back, images);
+}
+
+fn normalized<S: Float, D: Float>(case: &Case, images: &[S]) {
+    let mean: Vec<f32> = (0..case.channels).map(|c| 0.1 + 0.2 * c as f32).collect();
+    let normalization = Normalization::new(case.channels, &mean, &[0.3]).unwrap();
+    let mut patches = vec![D::from_f32(f32::NAN); images.len()];
+    let geometry = case.geometry();
+    patchify_normalized(&geometry, &normalization, images, &mut patches, case.threads).unwrap();
+    for (patch, (place, c)) in patches.iter().zip(case.sources()) {
+        let expected = D::from_f32((images[place].to_f32() - mean[c]) / 0.3);
+        assert_eq!(patch.to_f32().to_bits(), expected.to_f32().to_bits());
+    }
+}
+
+fn from_bytes<D: Float>(case: &Case, images: &[u8]) {
+    let std: Vec<f32> = (0..case.channels).map(|c| 0.2 + 0.1 * c as f32).collect();
+    let normalization = Normalization::new(case.channels, &[0.45], &std).unwrap();
+    let mut patches = vec![D::from_f32(f32::NAN); images.len()];
+    let geometry = case.geometry();
+    patchify_bytes(&geometry, &normalization, images, &mut patches, case.threads).unwrap();
+    for (patch, (place, c)) in patches.iter().zip(case.sources()) {
+        let expected = D::from_f32((f32::from(images[place]) * (1.0 / 255.0) - 0.45) / std[c]);
+        assert_eq!(patch.to_f32().to_bits(), expected.to_f32().to_bits());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
+
+    #[test]
+    fn every_value_in_its_place(case in cases()) {
+        permuted(&case, |i| (i % 251) as u8);
+        permuted(&case, |i| i as u16);
+        permuted(&case, |i| i as u32);
+        permuted(&case, |i| i as u64);
+        permuted(&case, |i| [i as u64, 7]);
+    }
+
+    #[test]
+    fn every_value_converted(case in cases()) {
+        let values = |i: usize| (i as f32 * 0.37).sin();
+        normalized::<f32, f32>(&case, &(0..case.values()).map(values).collect::<Vec<_>>());
+        normalized::<f32, f16>(&case, &(0..case.values()).map(values).collect::<Vec<_>>());
+        let halves: Vec<_> = (0..case.values()).map(|i| bf16::from_f32(values(i))).collect();
+        normalized::<bf16, bf16>(&case, &halves);
+        normalized::<bf16, f32>(&case, &halves);
+        let halves: Vec<_> = (0..case.values()).map(|i| f16::from_f32(values(i))).collect();
+        normalized::<f16, f16>(&case, &halves);
+        let bytes: Vec<_> = (0..case.values()).map(|i| (i * 7 % 256) as u8).collect();
+        from_bytes::<f32>(&case, &bytes);
+        from_bytes::<f16>(&case, &bytes);
+        from_bytes::<bf16>(&case, &bytes);
+    }
+}
+
+#[test]
+fn threads_do_not_matter() {
+    // 3 MiB: enough for several threads, for many images and for one.
+    for (batch, side) in [(16, 128), (1, 512)] {
+        for layout in [Layout::Nchw, Layout::Nhwc] {
+            for order in [Order::Pqc, Order::Cpq] {
+                let geometry =
+                    Geometry::new((batch, 3, side, side), (16, 16), layout, order).unwrap();
+                let images: Vec<u32> = (0..geometry.values() as u32).collect();
+                let (mut one, mut many) = (vec![0; images.len()], vec![0; images.len()]);
+                patchify(&geometry, &images, &mut one, 1).unwrap();
+                patchify(&geometry, &images, &mut many, 3).unwrap();
+                assert_eq!(one, many);
+                let mut back = vec![0; images.len()];
+                unpatchify(&geometry, &many, &mut back, 3).unwrap();
+                assert_eq!(back, images);
+            }
+        }
+    }
+}
+
+fn geometry_error(shape: (usize, usize, usize, usize), patch: (usize, usize)) -> String {
+    Geometry::new(shape, patch, Layout::Nchw, Order::Pqc).unwrap_err().to_string()
+}
+
+#[test]
+fn errors_name_the_numbers() {
+    assert_eq!(
+        geometry_error((1, 3, 30, 32), (16, 8)),
+        "patches of 16x8 do not divide images of 30x32 (height x width)"
+    );
+    assert_eq!(
+        geometry_error((1, 0, 32, 32), (16, 16)),
+        "channels, height, width and patch must be at least 1, got 0, 32, 32 and 16x16"
+    );
+    assert_eq!(
+        geometry_error((usize::MAX, 3, 32, 32), (16, 16)),
+        format!("a batch of {}x3x32x32 values is too large", usize::MAX)
+    );
+    let geometry = Geometry::new((1, 2, 4, 4), (2, 2), Layout::Nchw, Order::Pqc).unwrap();
+    let error = patchify(&geometry, &[0_u8; 32], &mut [0; 31], 1).unwrap_err().to_string();
+    assert_eq!(error, "expected buffers of 32 values, got 32 to read and 31 to write");
+    let error = unpatchify(&geometry, &[0_u8; 8], &mut [0; 32], 1).unwrap_err().to_string();
+    assert_eq!(error, "expected buffers of 32 values, got 8 to read and 32 to write");
+    let three = Normalization::new(3, &[0.5], &[0.5]).unwrap();
+    let error = patchify_bytes(&geometry, &three, &[0; 32], &mut [0.0_f32; 32], 1).unwrap_err();
+    assert_eq!(error.to_string(), "the normalisation is of 3 channels, the images have 2");
+}
+
+#[test]
+fn normalizations_are_checked() {
+    let error =
+        |mean: &[f32], std: &[f32]| Normalization::new(3, mean, std).unwrap_err().to_string();
+    assert_eq!(
+        error(&[0.0, 1.0], &[1.0]),
+        "mean must have 1 or 3 values, one for each channel, got 2"
+    );
+    assert_eq!(error(&[0.0], &[]), "std must have 1 or 3 values, one for each channel, got 0");
+    assert_eq!(error(&[0.0], &[1.0, 0.0, 1.0]), "std must not be 0");
+    assert_eq!(error(&[f32::INFINITY], &[1.0]), "mean must be finite, got inf");
+}
