@@ -107,6 +107,15 @@ struct State {
     closing: bool,
 }
 
+impl State {
+    /// Forgets the epoch under way; what threads still finish of it is not missed.
+    fn abandon(&mut self) {
+        self.generation += 1;
+        self.order = None;
+        self.filling.clear();
+    }
+}
+
 struct Shared {
     pipeline: Pipeline,
     batch_size: usize,
@@ -338,10 +347,9 @@ impl Loader {
         if state.closing {
             return Err(Error::argument("this loader is closed"));
         }
-        state.generation += 1;
+        state.abandon();
         state.first = first.min(order.batches(self.shared.batch_size));
         state.order = Some(Arc::new(order));
-        state.filling.clear();
         drop(state);
         self.shared.work.notify_all();
         Ok(())
@@ -477,8 +485,7 @@ impl Loader {
     fn signal(&self) {
         let mut state = self.shared.lock();
         state.closing = true;
-        state.order = None;
-        state.filling.clear();
+        state.abandon();
         drop(state);
         self.shared.work.notify_all();
         self.shared.done.notify_all();

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use vit_rs_core::augment::spec::Spec;
@@ -159,6 +160,25 @@ fn closing_ends_a_wait() {
     loader.close();
     waiting.join().unwrap();
     assert!(loader.start(order(0..1), 0).is_err());
+}
+
+#[test]
+fn closing_in_mid_epoch_panics_in_no_thread() {
+    let panics = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&panics);
+    std::panic::set_hook(Box::new(move |info| {
+        // The planted bug of another test is none of ours.
+        if !info.to_string().contains("a planted bug") {
+            seen.fetch_add(1, Ordering::Relaxed);
+        }
+    }));
+    for _ in 0..50 {
+        let loader = loader(NEVER, NEVER, OnError::Raise, 3);
+        loader.start(order(0..200), 0).unwrap();
+        wait(&loader).unwrap();
+        loader.close();
+    }
+    assert_eq!(panics.load(Ordering::Relaxed), 0);
 }
 
 #[test]
