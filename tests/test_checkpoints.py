@@ -119,6 +119,16 @@ def test_links_are_followed_and_the_umask_decides(tmp_path: Path) -> None:
     assert real.stat().st_mode & 0o777 == 0o640
 
 
+def test_the_umask_decides_for_models_too(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    old_umask = os.umask(0o027)
+    try:
+        save_checkpoint(path, VisionTransformer(TINY))
+    finally:
+        os.umask(old_umask)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 # Training state
 
 

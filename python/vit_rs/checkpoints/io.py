@@ -89,7 +89,9 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     # Not `tempfile`, whose files only their owner may read: the user's umask decides, as for any other file.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # a writer that makes the file anew may have narrowed it, as safetensors does
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(target)

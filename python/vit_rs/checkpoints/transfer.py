@@ -137,7 +137,7 @@ def load_pretrained(
         elif not tensor.is_floating_point():
             problems.append(f"{key}: got {tensor.dtype}, expected {own.dtype}")
     if problems:
-        raise CheckpointError(f"{path} does not fit the model: " + "; ".join(problems))
+        raise CheckpointError(f"{path} does not fit the model: {_listed(problems, separator='; ')}")
 
     resampled = []
     if _POS_EMBED in taken:
@@ -204,6 +204,6 @@ def _times(grid: tuple[int, int]) -> str:
     return f"{grid[0]}x{grid[1]}"
 
 
-def _listed(keys: list[str] | tuple[str, ...], most: int = 8) -> str:
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
+def _listed(items: list[str] | tuple[str, ...], most: int = 8, separator: str = ", ") -> str:
+    more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more
