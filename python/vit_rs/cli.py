@@ -1,0 +1,226 @@
+"""The command `vit-rs`.
+
+Errors that a user can mend are one line on standard error and exit status 2; a signal ends with 128 + its
+number; anything else is a bug, and keeps its traceback. torch is imported only by what computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vit_rs.exceptions import ConfigError, VitRsError
+from vit_rs.recipes import recipe_config, recipe_names, recipe_summary
+from vit_rs.training.run_folder import newest_unfinished, read_config
+from vit_rs.training.values import apply_settings, get_setting, parse_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vit_rs.training.config import TrainConfig
+
+__all__ = ["main"]
+
+_BUNDLED_RECIPE, _FOLDER_RECIPE = "fashion_mnist", "image_folder"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Args:
+        arguments: what follows `vit-rs`; None takes the process's own.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except VitRsError as error:
+        return _fail(str(error))
+    except OSError as error:
+        if error.strerror is None or error.filename is None:
+            return _fail(str(error))
+        return _fail(f"{error.strerror}: {error.filename}")
+    except KeyboardInterrupt as stop:
+        print(f"vit-rs: {stop or 'stopped'}", file=sys.stderr)
+        return 128 + getattr(stop, "signum", 2)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vit-rs", description="Vision Transformers: train, fine-tune at a higher resolution, evaluate."
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_train(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    recipes = "\n".join(f"  {name:<15} {recipe_summary(name)}" for name in recipe_names())
+    train = commands.add_parser(
+        "train",
+        help="train a ViT, evaluate it, fine-tune it at a higher resolution",
+        description=(
+            "Train a Vision Transformer, evaluate it, fine-tune it at a higher resolution, evaluate again.\n"
+            "Without arguments: a small ViT on the bundled Fashion-MNIST images, in minutes on two CPU cores."
+        ),
+        epilog=(
+            f"recipes:\n{recipes}\n\n"
+            "examples:\n"
+            "  vit-rs train\n"
+            "  vit-rs train --data photos/ --set data.img_size=128 --set model.size=small\n"
+            "  vit-rs train --set optim.lr=3e-4 --set epochs=20 --out runs/short --seed 1\n"
+            "  vit-rs train --resume --out runs/short\n\n"
+            "A run's folder holds config.json (every setting), metrics.jsonl, the models as safetensors,\n"
+            "summary.json, summary.md and figures/."
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.set_defaults(run=_train)
+    train.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        help="what to run, see below; without it fashion_mnist, or image_folder for a folder of photos",
+    )
+    train.add_argument(
+        "--data",
+        metavar="DIR",
+        help="class sub-folders of JPEGs or PNGs, or train/ and val/ with such, or IDX files; without it the "
+        "bundled images",
+    )
+    train.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; without it runs/RECIPE-NNN")
+    train.add_argument("--seed", type=int, metavar="N", help="seed of weights, order, augmentation (default: 0)")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, or with the newest unfinished one under runs/; the result is the "
+        "same as without the interruption",
+    )
+    train.add_argument("--device", metavar="D", help="torch device, for example cpu, cuda, mps (default: cpu)")
+    train.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of the image loader (default: one a core); no result depends on them",
+    )
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="change one setting of the recipe, named as in config.json; may be repeated",
+    )
+    train.add_argument("--list", action="store_true", help="list the recipes and exit")
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.list:
+        for name in recipe_names():
+            print(f"{name:<15} {recipe_summary(name)}")
+        return 0
+    out: Path | None = options.out
+    if options.resume:
+        out = newest_unfinished() if out is None else out
+        config = read_config(out)
+        _check_unchanged(config, options, out)
+        if options.threads is not None:
+            config = dataclasses.replace(config, loader_threads=options.threads)
+    else:
+        config = recipe_config(options.recipe or _recipe_for(options.data))
+        config = apply_settings(config, _asked_settings(config, options))
+    config = config.validated()
+
+    from vit_rs.training import train  # noqa: PLC0415  (torch is imported here, after the arguments were checked)
+    from vit_rs.training.summary import summary_table  # noqa: PLC0415
+
+    summary = train(config, out, resume=options.resume, draw=_draw)
+    print(summary_table(summary))
+    for stage in summary["stages"]:
+        if "skipped" in stage["fewshot"]:
+            print(f"{stage['stage']}: no few-shot result: {stage['fewshot']['skipped']}")
+    print(f"Everything is in {summary['folder']}{os.sep}: start with summary.md.")
+    print(f"Try next: {_next_step(config)}")
+    return 0
+
+
+def _recipe_for(data: str | None) -> str:
+    """Return the recipe that fits the data where none is named: IDX files are small gray images."""
+    if data is None or any(Path(data).glob("train-images-idx3-ubyte*")):
+        return _BUNDLED_RECIPE
+    return _FOLDER_RECIPE
+
+
+def _asked_settings(config: TrainConfig, options: argparse.Namespace) -> dict[str, Any]:
+    """Return path -> value of everything that the command line asks for."""
+    values = parse_settings(config, options.settings)
+    flags = {
+        "data.path": ("--data", None if options.data is None else str(Path(options.data).resolve())),
+        "seed": ("--seed", options.seed),
+        "device": ("--device", options.device),
+        "loader_threads": ("--threads", options.threads),
+    }
+    for path, (flag, value) in flags.items():
+        if value is None:
+            continue
+        if path in values:
+            raise ConfigError(f"{path} is set twice: by {flag} and by --set")
+        values[path] = value
+    return values
+
+
+def _check_unchanged(config: TrainConfig, options: argparse.Namespace, out: Path) -> None:
+    """Raise where the command line contradicts the run that is resumed; loader threads may change."""
+    if options.recipe is not None and options.recipe != config.recipe:
+        raise ConfigError(f"{out} holds a run of {config.recipe}, got {options.recipe}")
+    for path, value in _asked_settings(config, options).items():
+        stored = get_setting(config, path)
+        if path != "loader_threads" and value != stored:
+            raise ConfigError(
+                f"--resume keeps the settings of {out}: {path} is {stored!r} there, got {value!r}; "
+                "start a new run to change it"
+            )
+
+
+def _draw(folder: Path) -> Sequence[Path]:
+    """Draw the figures of a run; matplotlib is imported only now."""
+    from vit_rs.analysis.report import draw_run  # noqa: PLC0415
+
+    return draw_run(folder)
+
+
+def _next_step(config: TrainConfig) -> str:
+    if config.data.path is None:
+        return "your own images, vit-rs train --data DIR (a sub-folder of JPEGs or PNGs for each class)"
+    if config.recipe == _BUNDLED_RECIPE:
+        return "a larger model, --set model.embed_dim=192 --set model.depth=6"
+    return (
+        f"more pixels, --set data.img_size={2 * config.data.img_size}, or trained weights, "
+        "--set model.init=CHECKPOINT --set model.init_head=reset"
+    )
+
+
+def _fail(message: str) -> int:
+    line = " ".join(message.split())  # one line, whatever a library put into its message
+    print(f"vit-rs: error: {line}", file=sys.stderr)
+    return 2
+
+
+class _Version(argparse.Action):
+    """Print the version; the compiled core, which knows it, is imported only when asked."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:  # noqa: A002
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _namespace: object, _values: object, _option: str | None = None
+    ) -> None:
+        from vit_rs import __version__  # noqa: PLC0415
+
+        print(f"vit-rs {__version__}")
+        parser.exit()

@@ -1,0 +1,6 @@
+"""Training methods: one file each holds what a method does to a batch, and its loss."""
+
+from vit_rs.methods.ema import EMA
+from vit_rs.methods.supervised import Supervised
+
+__all__ = ["EMA", "Supervised"]

@@ -1,0 +1,103 @@
+"""Supervised classification: label smoothing, mixup and cutmix, cross-entropy.
+
+Letters: B batch, C channels, H and W the image's height and width, K classes.
+
+Source: label smoothing, arXiv 1512.00567, section 7; mixup, arXiv 1710.09412; cutmix, arXiv 1905.04899. As
+in the reference implementations one share is drawn for a whole batch, and the partner images are the batch
+in another order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["MixedBatch", "Supervised"]
+
+
+class MixedBatch(NamedTuple):
+    """A batch as the model sees it. The target is share * labels + (1 - share) * partner_labels."""
+
+    images: torch.Tensor  # (B, C, H, W)
+    labels: torch.Tensor  # (B,) int64
+    partner_labels: torch.Tensor  # (B,) int64
+    share: float  # of the first label, 0..1
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Cross-entropy between a classifier's logits and smoothed, perhaps mixed labels.
+
+    What is drawn for a batch depends on the seed and on the step alone: nothing has to be saved for a
+    resumed run, and a batch can be made again for a figure.
+
+    Args:
+        label_smoothing: share of the target that is spread evenly over all classes, 0..1.
+        mixup: alpha of the Beta(alpha, alpha) that draws the share of the first image; 0 is off.
+        cutmix: the same for a pasted rectangle; with both on, each batch draws one of them.
+        seed: integers that name the stream of random numbers.
+    """
+
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    seed: tuple[int, ...] = (0,)
+
+    def mix(self, images: torch.Tensor, labels: torch.Tensor, *, step: int) -> MixedBatch:
+        """Return the batch with every image blended with, or partly covered by, another one.
+
+        Args:
+            images: float, (B, C, H, W); not written to.
+            labels: int64, (B,).
+            step: number of the batch.
+        """
+        if self.mixup == 0.0 and self.cutmix == 0.0:
+            return MixedBatch(images, labels, labels, 1.0)
+        rng = np.random.default_rng((*self.seed, step))
+        cut = self.cutmix > 0.0 and (self.mixup == 0.0 or rng.random() < 0.5)
+        alpha = self.cutmix if cut else self.mixup
+        share = float(rng.beta(alpha, alpha))
+        order = torch.from_numpy(rng.permutation(len(labels))).to(labels.device)
+        if not cut:
+            mixed = torch.lerp(images[order], images, share)
+            return MixedBatch(mixed, labels, labels[order], share)
+        height, width = images.shape[-2:]
+        top, bottom = _interval(height, share, rng)
+        left, right = _interval(width, share, rng)
+        mixed = images.clone()
+        mixed[..., top:bottom, left:right] = images[order][..., top:bottom, left:right]
+        # The rectangle is clipped at the border: the target follows the area that was really pasted.
+        share = 1.0 - (bottom - top) * (right - left) / (height * width)
+        return MixedBatch(mixed, labels, labels[order], share)
+
+    def loss(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, step: int) -> torch.Tensor:
+        """Return the batch's mean loss, a scalar with gradient.
+
+        Args:
+            model: maps images to logits, (B, K).
+            images: float, (B, C, H, W).
+            labels: int64, (B,), 0 <= label < K.
+            step: number of the batch.
+        """
+        batch = self.mix(images, labels, step=step)
+        logits = model(batch.images)  # (B, K)
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        if batch.share == 1.0:
+            return loss
+        partner = F.cross_entropy(logits, batch.partner_labels, label_smoothing=self.label_smoothing)
+        return batch.share * loss + (1.0 - batch.share) * partner
+
+
+def _interval(side: int, share: float, rng: np.random.Generator) -> tuple[int, int]:
+    """Return (start, end) of a cut of sqrt(1 - share) of the side around a uniform centre, clipped to it."""
+    length = round(side * (1.0 - share) ** 0.5)
+    centre = int(rng.integers(side))
+    start = centre - length // 2
+    return max(0, start), min(side, start + length)

@@ -1,0 +1,60 @@
+"""Few-shot result of a stage: how far five labelled images a class go with its frozen features."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from vit_rs.evaluation import extract_features, fewshot_lsr
+from vit_rs.training.sources import first_of_each_class
+from vit_rs.training.stages import pairs
+
+if TYPE_CHECKING:
+    import torch
+
+    from vit_rs.data import ImageLoader
+    from vit_rs.training.stages import Stage
+
+__all__ = ["fewshot_images", "fewshot_result"]
+
+
+def fewshot_images(stage: Stage) -> int:
+    """Return how many images the evaluation reads."""
+    evaluation = stage.config.evaluation
+    if evaluation.shots == 0:
+        return 0
+    return len(_pool(stage)) + len(stage.sources.test)
+
+
+def fewshot_result(
+    stage: Stage, model: torch.nn.Module, test_loader: ImageLoader, *, device: torch.device
+) -> dict[str, Any]:
+    """Return the few-shot accuracy of the model's features: closed-form ridge regression, as in the paper.
+
+    Returns:
+        shots, top1 (0..1, mean over the seeds), top1_per_seed; or "skipped": the reason why there is
+        none.
+
+    Source: arXiv 2010.11929, section 4.1, "Metrics".
+    """
+    evaluation = stage.config.evaluation
+    if evaluation.shots == 0:
+        return {"skipped": "evaluation.shots is 0"}
+    pool = _pool(stage)
+    counts = Counter(stage.sources.train_targets[index] for index in pool)
+    label, fewest = min(counts.items(), key=lambda item: item[1])
+    if fewest < evaluation.shots:
+        name = stage.sources.classes[label]
+        return {"skipped": f"class {name!r} has {fewest} training image(s), fewer than {evaluation.shots}"}
+    with stage.fewshot_loader(pool) as loader:
+        train = extract_features(model, pairs(loader), device=device)
+    test = extract_features(model, pairs(test_loader), device=device)
+    result = fewshot_lsr(*train, *test, shots=(evaluation.shots,), seeds=evaluation.fewshot_seeds)
+    scores = result[evaluation.shots]
+    return {"shots": evaluation.shots, "top1": scores["top1"], "top1_per_seed": scores["per_seed"]}
+
+
+def _pool(stage: Stage) -> list[int]:
+    """Return the indices of the training images that the few-shot images are drawn from."""
+    targets = stage.sources.train_targets
+    return first_of_each_class(targets, range(len(targets)), stage.config.evaluation.fewshot_pool)

@@ -1,0 +1,60 @@
+"""metrics.jsonl: one JSON object a line, cut back to the checkpoint when a run is resumed.
+
+What depends on the clock stands under "time" in each record: everything else is the same for an interrupted
+run as for an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import IO, TYPE_CHECKING, Any
+
+from vit_rs.exceptions import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["MetricsLog", "read_metrics"]
+
+
+class MetricsLog:
+    """Append-only records of a run.
+
+    Args:
+        path: the file; it is made where it does not exist.
+        keep: number of records that the checkpoint knows of; later ones, and a torn last line, are cut off.
+
+    Raises:
+        CheckpointError: if the file holds fewer whole records than the checkpoint knows of.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 0) -> None:
+        path.touch()
+        with path.open("rb+") as file:
+            for kept in range(keep):
+                if not file.readline().endswith(b"\n"):
+                    raise CheckpointError(f"{path}: expected {keep} records as at the checkpoint, got {kept}")
+            file.truncate(file.tell())
+        self.count = keep
+        self._file: IO[str] = path.open("a", encoding="utf-8", newline="\n")
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record; a reader sees it at once."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        self.count += 1
+
+    def sync(self) -> None:
+        """Wait until the records are on the disk: before a checkpoint that counts them is written."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return all whole records of a file; a torn last line is left out."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
