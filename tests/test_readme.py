@@ -1,0 +1,130 @@
+"""README and docs say what is true: their examples run, their commands, files and links exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted(ROOT.glob("docs/*.md")),
+]
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """Return the fenced blocks of a language with the line that each starts on."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [(text.count("\n", 0, match.start(1)), match[1]) for match in found]
+
+
+EXAMPLES = [
+    pytest.param(page, line, code, id=f"{page.name}:{line + 1}")
+    for page in PAGES
+    for line, code in blocks(page, "python")
+]
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A working folder with the class folders that the examples name."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(2):
+            pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize(("page", "line", "code"), EXAMPLES)
+def test_example_runs(page, line, code):
+    # Blank lines before the code make tracebacks name the page's own lines.
+    exec(compile("\n" * line + code, str(page), "exec"), {"__name__": "example"})
+
+
+def test_readme_has_three_examples():
+    assert len(blocks(README, "python")) == 3
+
+
+def command(name: str) -> str:
+    """Return one of README's two commands as the shell sees it, on one line."""
+    text = README.read_text(encoding="utf-8")
+    [found] = re.findall(rf"^<!-- command: {name} -->\n```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return found.replace("\\\n", "")
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_command_is_one_line_of_existing_parts(name):
+    line = command(name)
+    assert line.count("\n") == 1
+    assert line.endswith("\n")
+    steps = [shlex.split(step) for step in line.split("&&")]
+    assert (ROOT / steps[0][1]).is_file()
+    assert steps[1] == ["python3", "-m", "venv", ".venv"]
+    assert steps[2][:4] == [".venv/bin/python", "-m", "pip", "install"]
+    extra = re.fullmatch(r"\.(?:\[(\w+)\])?", steps[2][4])[1]
+    assert extra is None or extra in metadata.metadata("vit-rs").get_all("Provides-Extra")
+    assert (
+        steps[3]
+        == {
+            "train": [".venv/bin/vit-rs", "train"],
+            "test": [".venv/bin/python", "-m", "pytest", "-m", ""],
+        }[name]
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the script is for a POSIX shell")
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_ci_reads_the_command_from_readme(name):
+    said = subprocess.run(["bash", ".ci/readme-command", name], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout.replace("\\\n", "") == command(name)
+    unknown = subprocess.run(["bash", ".ci/readme-command", "x"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (unknown.returncode, unknown.stderr) == (1, "README.md has no command marked 'x'\n")
+
+
+def test_options_named_exist():
+    shown = subprocess.run(
+        [sys.executable, "-m", "vit_rs", "train", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    named = set()
+    for page in PAGES:
+        for invocation in re.findall(r"vit-rs train([^`\n]*)", page.read_text(encoding="utf-8")):
+            named |= set(re.findall(r"--[a-z][a-z-]*", invocation))
+    assert {"--data", "--out"} <= named
+    missing = {option for option in named | {"--resume"} if not re.search(rf"{option}\b", shown)}
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
+    assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+def test_the_map_names_existing_files():
+    rows = re.findall(r"^\| (`.*?`) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    paths = [path for row in rows for path in re.findall(r"`([^`]+)`", row)]
+    assert len(paths) >= 6
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_results_have_their_place():
+    text = README.read_text(encoding="utf-8")
+    assert text.count("<!-- results:begin -->") == text.count("<!-- results:end -->") == 1
+    assert text.index("<!-- results:begin -->") < text.index("<!-- results:end -->")
