@@ -90,6 +90,11 @@ def test_array_dataset():
     assert np.shares_memory(ArrayDataset(kept, [0, 0]).images, kept)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint64])
+def test_labels_of_any_integer_type(dtype):
+    assert ArrayDataset(np.zeros((3, 4, 4), np.uint8), np.array([0, 2, 1], dtype)).targets == [0, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "classes", "error", "text"),
     [
@@ -106,6 +111,7 @@ def test_array_dataset():
         (np.zeros((2, 4, 4), np.uint8), [0], None, ValueError, "labels must be (2,), one for each image, got (1,)"),
         (np.zeros((2, 4, 4), np.uint8), [0.0, 1.0], None, TypeError, "labels must be integers, got float64"),
         (np.zeros((2, 4, 4), np.uint8), [0, -1], None, ValueError, "labels must be at least 0, got -1"),
+        (np.zeros((2, 4, 4), np.uint8), [0, 10**9], None, ValueError, "name the classes if that is meant"),
         (np.zeros((2, 4, 4), np.uint8), [0, 2], ["a", "b"], ValueError, "label 2 has no name: only 2 classes"),
     ],
 )

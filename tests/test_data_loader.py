@@ -21,11 +21,13 @@ import vit_rs
 from vit_rs.data import ArrayDataset, ImageFolder, ImageLoader, Patches
 from vit_rs.exceptions import DecodeError
 from vit_rs.transforms import (
+    CenterCrop,
     Compose,
     Normalize,
     RandomCrop,
     RandomHorizontalFlip,
     RandomResizedCrop,
+    Resize,
     ToDtype,
 )
 
@@ -53,6 +55,11 @@ def folder(tmp_path_factory) -> ImageFolder:
 
 def epoch(loader: ImageLoader) -> list[tuple[torch.Tensor, ...]]:
     return [tuple(tensor.clone() for tensor in batch) for batch in loader]
+
+
+def stands(loader: ImageLoader) -> tuple[int, int]:
+    state = loader.state_dict()
+    return state["epoch"], state["batches"]
 
 
 def same(first, second) -> bool:
@@ -105,11 +112,96 @@ def test_a_sample_does_not_depend_on_its_neighbours(folder):
     transform = Compose([RandomResizedCrop(17), RandomHorizontalFlip()])
     with ImageLoader(folder, transform, batch_size=24) as loader:
         whole = next(iter(loader))[0].clone()
-    with ImageLoader(Subset(folder, [9, 4]), transform, batch_size=2, return_index=True) as loader:
+    with ImageLoader(Subset(folder, [0, 1, 2, 9]), transform, batch_size=3, return_index=True) as loader:
         images, labels, indices = next(iter(loader))
-    assert torch.equal(images, whole[[9, 4]])
-    assert labels.tolist() == [folder.targets[9], folder.targets[4]]
-    assert indices.tolist() == [0, 1]
+    assert torch.equal(images, whole[:3])
+    assert labels.tolist() == folder.targets[:3]
+    assert indices.tolist() == [0, 1, 2]
+
+
+def test_a_repeated_sample_is_drawn_anew(folder):
+    with ImageLoader(Subset(folder, [3, 3, 3]), RandomResizedCrop(17), batch_size=3, return_index=True) as loader:
+        images, labels, indices = next(iter(loader))
+    assert indices.tolist() == [0, 1, 2]
+    assert labels.tolist() == [folder.targets[3]] * 3
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[1], images[2])
+
+
+def test_substitutes_stay_inside_the_subset(tmp_path):
+    (tmp_path / "a").mkdir()
+    for number in range(8):
+        Image.fromarray(np.full((20, 20, 3), number * 30, np.uint8)).save(tmp_path / "a" / f"{number}.png")
+    (tmp_path / "a" / "2.png").write_bytes(b"broken")
+    subset = Subset(ImageFolder(tmp_path), [2, 1, 5])
+    with ImageLoader(subset, RandomResizedCrop(8), batch_size=3, on_error="substitute", return_index=True) as loader:
+        for images, _, indices in (next(iter(loader)) for _ in range(20)):
+            assert indices[0] in (1, 2)
+            assert images[0, 0, 0, 0] in (30, 150)
+            assert images[1:, 0, 0, 0].tolist() == [30, 150]
+
+
+def test_labels_follow_filtered_samples(folder):
+    filtered = ImageFolder(folder.root)
+    filtered.samples = [sample for sample in filtered.samples if sample[1] != 0]
+    with ImageLoader(filtered, RandomResizedCrop(8), batch_size=100) as loader:
+        _, labels = next(iter(loader))
+    assert labels.tolist() == [label for _, label in filtered.samples]
+
+
+def test_a_broken_header_does_not_harm_the_next_image(tmp_path):
+    (tmp_path / "a").mkdir()
+    for number in range(6):
+        path = tmp_path / "a" / f"{number}.jpg"
+        Image.fromarray(np.full((20, 20, 3), number * 30, np.uint8)).save(path)
+        if number == 1:
+            data = bytearray(path.read_bytes())
+            data[data.index(b"\xff\xc4") + 4] = 0x0F  # a Huffman table with an impossible number
+            path.write_bytes(data)
+    options = {"batch_size": 6, "num_threads": 1, "on_error": "skip", "return_index": True}
+    with ImageLoader(ImageFolder(tmp_path), RandomResizedCrop(8), **options) as loader:
+        for _ in range(2):
+            assert next(iter(loader))[2].tolist() == [0, 2, 3, 4, 5]
+
+
+def test_samples_that_do_not_fit_are_named_and_can_be_skipped(tmp_path):
+    (tmp_path / "a").mkdir()
+    for number, side in enumerate((40, 20, 40)):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / "a" / f"{number}.png")
+    data = ImageFolder(tmp_path)
+    text = re.escape(f"{tmp_path / 'a' / '1.png'}: RandomCrop needs height 32, the padded image has 20")
+    loader = ImageLoader(data, RandomCrop(32), batch_size=3)
+    with loader, pytest.raises(ValueError, match=text):
+        next(iter(loader))
+    with ImageLoader(data, RandomCrop(32), batch_size=3, on_error="skip", return_index=True) as loader:
+        assert next(iter(loader))[2].tolist() == [0, 2]
+
+
+def test_a_thin_image_cannot_fill_the_memory(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.zeros((60000, 1, 3), np.uint8)).save(tmp_path / "a" / "1.png")
+    loader = ImageLoader(ImageFolder(tmp_path), Compose([Resize(256), CenterCrop(224)]), batch_size=1)
+    with loader, pytest.raises(ValueError, match=r"1\.png: its transform makes 3932160000 pixels of 60000 x 1"):
+        next(iter(loader))
+
+
+def test_a_batch_beyond_memory_is_an_error():
+    with ImageLoader(array(3), batch_size=10**11) as loader:
+        assert [len(images) for images, _ in loader] == [3]
+
+
+def test_setting_the_epoch_keeps_a_loaded_position():
+    with ImageLoader(array(), batch_size=5, shuffle=True, return_index=True) as loader:
+        loader.set_epoch(2)
+        reference = [indices.tolist() for _, _, indices in loader]
+        loader.load_state_dict({**loader.state_dict(), "epoch": 2, "batches": 3})
+        loader.set_epoch(2)
+        assert [indices.tolist() for _, _, indices in loader] == reference[3:]
+        batches = iter(loader)
+        next(batches)
+        loader.set_epoch(7)
+        with pytest.raises(RuntimeError, match="started or set anew"):
+            next(batches)
 
 
 def test_nested_subsets(folder):
@@ -129,13 +221,13 @@ def test_epochs_follow_each_other_and_state_is_exact():
 
     with make() as loader:
         reference = [epoch(loader) for _ in range(3)]
-        assert loader.state_dict() == {"seed": 1, "epoch": 3, "batches": 0}
+        assert stands(loader) == (3, 0)
     for stop in (0, 1, 5, 8):
         with make() as loader:
             loader.set_epoch(1)
             seen = [tuple(t.clone() for t in batch) for _, batch in zip(range(stop), loader, strict=False)]
             state = loader.state_dict()
-        assert state == {"seed": 1, "epoch": 1 if stop < 8 else 2, "batches": stop % 8}
+        assert (state["epoch"], state["batches"]) == (1 if stop < 8 else 2, stop % 8)
         with make() as loader:
             loader.load_state_dict(state)
             assert loader.state_dict() == state
@@ -153,7 +245,7 @@ def test_left_early_means_next_epoch():
         first = next(iter(loader))[2].tolist()
         second = next(iter(loader))[2].tolist()
         assert first != second
-        assert loader.state_dict() == {"seed": 0, "epoch": 1, "batches": 1}
+        assert stands(loader) == (1, 1)
 
 
 def test_drop_last_and_ranks():
@@ -257,7 +349,7 @@ def test_a_batch_of_only_bad_files_is_left_out(tmp_path):
             Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(path)
     with ImageLoader(ImageFolder(tmp_path), RandomResizedCrop(8), batch_size=2, on_error="skip") as loader:
         assert [len(images) for images, _ in loader] == [2]
-        assert loader.state_dict() == {"seed": 0, "epoch": 1, "batches": 0}
+        assert stands(loader) == (1, 0)
     (tmp_path / "a" / "3.jpg").unlink()
     with ImageLoader(ImageFolder(tmp_path), RandomResizedCrop(8), batch_size=1, on_error="substitute") as loader:
         assert len(epoch(loader)) == 3
@@ -355,7 +447,7 @@ def test_one_iteration_at_a_time():
         next(first)
         second = iter(loader)
         next(second)
-        with pytest.raises(RuntimeError, match="this iteration ended when a new one"):
+        with pytest.raises(RuntimeError, match="this iteration ended when the same ImageLoader was started"):
             next(first)
         next(second)
 
@@ -473,10 +565,16 @@ def test_other_errors(folder):
     with pytest.raises(ValueError, match="and a batch needs one: end it with"):
         ImageLoader(folder, batch_size=1)
     loader = ImageLoader(array(), batch_size=4)
-    with pytest.raises(ValueError, match="the state is of a loader with seed 5, this one has 0"):
-        loader.load_state_dict({"seed": 5, "epoch": 0, "batches": 0})
-    with pytest.raises(ValueError, match="does not fit a loader of 10 batches an epoch"):
-        loader.load_state_dict({"seed": 0, "epoch": 0, "batches": 11})
+    state = loader.state_dict()
+    for changes, text in (
+        ({"seed": 5}, "the state is of another loader: seed is 5 there, 0 here"),
+        ({"batch_size": 8, "shuffle": 1}, "batch_size is 8 there, 4 here; shuffle is 1 there, 0 here"),
+        ({"batches": 11}, "does not fit a loader of 10 batches an epoch"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            loader.load_state_dict({**state, **changes})
+    with pytest.raises(ValueError, match="the state lacks batch_size, batches, drop_last"):
+        loader.load_state_dict({"seed": 0, "epoch": 0})
     with pytest.raises(ValueError, match="epoch must be at least 0"):
         loader.set_epoch(-1)
 

@@ -134,6 +134,7 @@ class Loader:
     def __new__(
         cls,
         source: Source,
+        subset: NDArray[np.uint64] | None,
         ops: Sequence[Op],
         *,
         scale: bool | None,
@@ -150,7 +151,7 @@ class Loader:
     ) -> Loader: ...
     def start(
         self,
-        indices: NDArray[np.uint64],
+        positions: NDArray[np.uint64],
         draws: NDArray[np.uint64] | None,
         *,
         epoch: int,

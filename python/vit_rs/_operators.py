@@ -183,11 +183,12 @@ def _patchify_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: 
 
 def _patchify_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     patch_size, order, layout, num_threads = ctx.patching
-    images: Tensor = unpatchify(grad.to(ctx.dtype), ctx.image_size, patch_size, order, layout, num_threads)
+    # Divided before it is rounded: a large gradient over a large std fits a half type, the gradient alone may not.
+    images: Tensor = unpatchify(grad, ctx.image_size, patch_size, order, layout, num_threads)
     if ctx.std is not None:
-        std = torch.tensor(ctx.std, dtype=torch.promote_types(ctx.dtype, torch.float32), device=grad.device)
-        images = (images / std.view((-1, 1, 1) if layout == "NCHW" else (-1,))).to(ctx.dtype)
-    return images, None, None, None, None, None, None, None
+        std = torch.tensor(ctx.std, dtype=torch.promote_types(grad.dtype, torch.float32), device=grad.device)
+        images = images / std.view((-1, 1, 1) if layout == "NCHW" else (-1,))
+    return images.to(ctx.dtype), None, None, None, None, None, None, None
 
 
 def _unpatchify_out_cpu(

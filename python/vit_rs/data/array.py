@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayDataset"]
 
+# A label beyond any data set's number of classes is an error in the labels, and would make that many names.
+_MOST_UNNAMED = 1_000_000
+
 
 class ArrayDataset:
     """A map-style data set over a u8 array, read by the Rust loader without a copy.
@@ -42,9 +45,11 @@ class ArrayDataset:
             raise TypeError(f"labels must be integers, got {targets.dtype}")
         if targets.shape != (len(pixels),):
             raise ValueError(f"labels must be ({len(pixels)},), one for each image, got {targets.shape}")
-        highest = int(targets.max(initial=-1))
+        highest = int(targets.max()) if targets.size else -1
         if targets.size and int(targets.min()) < 0:
             raise ValueError(f"labels must be at least 0, got {int(targets.min())}")
+        if classes is None and highest > _MOST_UNNAMED:
+            raise ValueError(f"label {highest} is more than {_MOST_UNNAMED}: name the classes if that is meant")
         if classes is not None and highest >= len(classes):
             raise ValueError(f"label {highest} has no name: only {len(classes)} classes are given")
         self.images: np.ndarray[Any, np.dtype[np.uint8]] = np.ascontiguousarray(pixels)

@@ -38,7 +38,7 @@ class ImageFolder:
         self,
         root: str | os.PathLike[str],
         *,
-        extensions: Sequence[str] | None = None,
+        extensions: str | Sequence[str] | None = None,
         allow_empty: bool = False,
     ) -> None:
         self.root = os.fspath(root)
@@ -46,7 +46,8 @@ class ImageFolder:
             raise FileNotFoundError(f"{self.root}: no such folder")
         if not os.path.isdir(self.root):  # noqa: PTH112
             raise NotADirectoryError(f"{self.root}: not a folder")
-        endings = list(IMAGE_EXTENSIONS) if extensions is None else [ending.lower() for ending in extensions]
+        given = [extensions] if isinstance(extensions, str) else extensions
+        endings = list(IMAGE_EXTENSIONS) if given is None else [ending.lower() for ending in given]
         classes, paths, labels = scan_folder(self.root, endings, allow_empty)
         self.classes: list[str] = classes
         self.class_to_idx: dict[str, int] = {name: index for index, name in enumerate(classes)}

@@ -51,11 +51,11 @@ class ImageLoader:
     each sample straight into its batch; the batch's memory returns for reuse when its last tensor is gone. Threads
     start with the first batch and live until `close`; no process is started.
 
-    A sample's pixels depend on (seed, epoch, index) and on nothing else: not on threads, prefetch, batch size or
-    restarts.
+    A sample's pixels depend on (seed, epoch, its index in `source`) and on nothing else: not on threads, prefetch,
+    batch size or restarts.
 
-    Each iteration is one epoch; the next one starts the next epoch, whether this one was finished or left early. A
-    loader runs one iteration at a time.
+    Each iteration is one epoch; the next one starts the next epoch, whether this one was finished or left after a
+    batch. A loader runs one iteration at a time: a new one, `set_epoch` and `load_state_dict` end the one under way.
 
     Args:
         source: an ImageFolder, an ArrayDataset, or a torch Subset of one.
@@ -73,7 +73,8 @@ class ImageLoader:
         world_size: number of shares. Without `drop_last`, the first samples are repeated until shares are equal, as
             torch's DistributedSampler does.
         on_error: what becomes of unreadable samples. "raise" raises at their batch, "skip" leaves them out (the batch
-            is shorter), "substitute" puts another sample in their place; `stats()["failures"]` lists these two.
+            is shorter), "substitute" draws another one of `source` for their place (and leaves them out
+            after 16 bad draws); `stats()["failures"]` lists these two.
         max_pixels: images with more are errors (decompression bombs).
         return_index: yield each sample's index in `source` too, int64, (B,).
         prefetch: batches made ahead of the consumer.
@@ -124,15 +125,16 @@ class ImageLoader:
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be in 0..world_size - 1, got {self.rank} of {self.world_size}")
         self.return_index = return_index
-        base, self._subset = _flatten(source)
-        targets = np.asarray(base.targets, dtype=np.int64)
-        self._labels = targets
+        base, subset = _flatten(source)
+        labels = np.asarray(_labels(base), dtype=np.int64)
+        self._labels = labels if subset is None else labels[subset]
         chain = lower(transform)
         self.dtype = chain.dtype if dtype is None else dtype
         normalize = chain.normalize
         patch_size = layout.patch_size if isinstance(layout, Patches) else None
         self._loader = Loader(
             _core_source(base),
+            subset,
             chain.ops,
             scale=None if chain.to_dtype is None else chain.to_dtype.scale,
             normalize=None if normalize is None else (list(normalize.mean), list(normalize.std)),
@@ -160,7 +162,7 @@ class ImageLoader:
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch, on this rank."""
-        samples = len(self._subset) if self._subset is not None else len(self._labels)
+        samples = len(self._labels)
         share = samples // self.world_size if self.drop_last else -(-samples // self.world_size)
         return share // self.batch_size if self.drop_last else -(-share // self.batch_size)
 
@@ -179,26 +181,27 @@ class ImageLoader:
     def _batches(self, iteration: int) -> Iterator[tuple[torch.Tensor, ...]]:
         while True:
             if iteration != self._iteration:
-                what = "the ImageLoader was closed" if self._closed else "a new one of the same ImageLoader began"
+                what = "the ImageLoader was closed" if self._closed else "the same ImageLoader was started or set anew"
                 raise RuntimeError(f"this iteration ended when {what}")
             batch = self._loader.next_batch()
+            if iteration != self._iteration:
+                continue
             if batch is None:
                 self._epoch += 1
                 self._yielded = 0
                 return
             self._yielded += 1
-            pixels, indices = batch
-            if len(indices):
-                yield self._tensors(pixels, indices)
+            pixels, positions = batch
+            if len(positions):
+                yield self._tensors(pixels, positions)
 
-    def _tensors(self, pixels: np.ndarray[Any, Any], indices: Index) -> tuple[torch.Tensor, ...]:
+    def _tensors(self, pixels: np.ndarray[Any, Any], positions: Index) -> tuple[torch.Tensor, ...]:
         images = torch.from_numpy(pixels)
         if images.dtype == torch.uint16:
             images = images.view(self.dtype)
-        labels = torch.from_numpy(self._labels[indices])
-        tensors = [images, labels]
+        tensors = [images, torch.from_numpy(self._labels[positions])]
         if self.return_index:
-            tensors.append(torch.from_numpy(self._positions(indices)))
+            tensors.append(torch.from_numpy(positions.astype(np.int64)))
         if self.device.type == "cuda":
             # A batch's own memory is reused as soon as its tensor is gone; pinned copies come from torch's caching
             # allocator, which waits for the copy to the device.
@@ -207,15 +210,8 @@ class ImageLoader:
             return tuple(tensor.to(self.device) for tensor in tensors)
         return tuple(tensors)
 
-    def _positions(self, indices: Index) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return each sample's index in `source`, which may be a Subset."""
-        if self._subset is None:
-            return indices.astype(np.int64)
-        sorter = np.argsort(self._subset, kind="stable")
-        return sorter[np.searchsorted(self._subset, indices, sorter=sorter)].astype(np.int64)
-
     def _order(self) -> Index:
-        samples = len(self._subset) if self._subset is not None else len(self._labels)
+        samples = len(self._labels)
         order = np.arange(samples, dtype=np.uint64)
         if self.shuffle:
             order = permutation(samples, self.seed, self._epoch)
@@ -225,34 +221,57 @@ class ImageLoader:
             else:
                 order = np.resize(order, -(-samples // self.world_size) * self.world_size)
             order = order[self.rank :: self.world_size]
-        if self._subset is not None:
-            order = self._subset[order]
         return np.ascontiguousarray(order)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of `epoch`, from its first batch."""
+        """Make the next iteration that of `epoch`; from its first batch, unless a loaded state stands in that epoch.
+
+        An iteration under way ends.
+        """
         if epoch < 0:
             raise ValueError(f"epoch must be at least 0, got {epoch}")
+        self._iteration += 1
+        if self._resuming and epoch == self._epoch:
+            return
         self._epoch = epoch
         self._yielded = 0
         self._resuming = False
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the loader stands: seed, epoch, and the number of its batches that were yielded."""
-        if self._yielded and self._yielded == len(self):
-            return {"seed": self.seed, "epoch": self._epoch + 1, "batches": 0}
-        return {"seed": self.seed, "epoch": self._epoch, "batches": self._yielded}
+        """Return where the loader stands: epoch, number of batches yielded in it, and what gives them meaning."""
+        ended = bool(self._yielded) and self._yielded == len(self)
+        epoch, batches = (self._epoch + 1, 0) if ended else (self._epoch, self._yielded)
+        return {"epoch": epoch, "batches": batches, **self._identity()}
+
+    def _identity(self) -> dict[str, int]:
+        """Return what must be the same for a state to mean the same batches."""
+        return {
+            "seed": self.seed,
+            "samples": len(self._labels),
+            "batch_size": self.batch_size,
+            "shuffle": int(self.shuffle),
+            "drop_last": int(self.drop_last),
+            "world_size": self.world_size,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Make the next iteration go on where `state` was taken.
+        """Make the next iteration go on where `state` was taken. An iteration under way ends.
 
         Raises:
-            ValueError: a state of another seed, or with more batches than an epoch has.
+            ValueError: a state of a loader with another seed, number of samples, batch size, order or world size, or
+                with more batches than an epoch has.
         """
-        if state["seed"] != self.seed:
-            raise ValueError(f"the state is of a loader with seed {state['seed']}, this one has {self.seed}")
+        identity = self._identity()
+        missing = sorted({"epoch", "batches", *identity} - state.keys())
+        if missing:
+            raise ValueError(f"the state lacks {', '.join(missing)}")
+        differing = [name for name, value in identity.items() if state[name] != value]
+        if differing:
+            listed = "; ".join(f"{name} is {state[name]} there, {identity[name]} here" for name in differing)
+            raise ValueError(f"the state is of another loader: {listed}")
         if state["epoch"] < 0 or not 0 <= state["batches"] <= len(self):
             raise ValueError(f"the state {state} does not fit a loader of {len(self)} batches an epoch")
+        self._iteration += 1
         self._epoch = state["epoch"]
         self._yielded = state["batches"]
         self._resuming = True
@@ -260,9 +279,10 @@ class ImageLoader:
     def stats(self) -> dict[str, Any]:
         """Return what was done so far.
 
-        Keys: images, bytes_read, wait_seconds (the consumer waited), ready_batches, failures (texts of skipped or
-        substituted samples): since the loader was made. read_us, decode_us, augment_us, emit_us: mean thread time for
-        an image, microseconds. images_per_second: since the current or last epoch began.
+        Keys: images, bytes_read, wait_seconds (the consumer waited): since the loader was made. read_us, decode_us,
+        augment_us, emit_us: mean thread time for an image, microseconds. ready_batches: those that wait for the
+        consumer now. images_per_second and failures (texts of the samples skipped or substituted, in order): of the current or
+        last epoch.
         """
         raw = self._loader.stats()
         images = max(raw["images"], 1)
@@ -311,7 +331,10 @@ def _flatten(source: ImageSource) -> tuple[ImageFolder | ArrayDataset, Index | N
     """Return the data set under any Subsets, and the indices that they leave."""
     indices: Index | None = None
     while type(source) is Subset:
-        chosen = np.asarray(source.indices, dtype=np.int64)
+        chosen = np.asarray(source.indices)
+        if chosen.size and chosen.dtype.kind not in "iu":
+            raise TypeError(f"the indices of a Subset must be integers, got {chosen.dtype}")
+        chosen = chosen.astype(np.int64)
         length = len(source.dataset)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < length):
             raise ValueError(f"a Subset has indices {chosen.min()}..{chosen.max()} into {length} samples")
@@ -329,3 +352,8 @@ def _core_source(base: ImageFolder | ArrayDataset) -> Source:
     if isinstance(base, ImageFolder):
         return Source.files([path for path, _ in base.samples])
     return Source.array(base.images)
+
+
+def _labels(base: ImageFolder | ArrayDataset) -> list[int]:
+    # As torchvision, from the samples: lists that a user filtered agree with their files.
+    return [label for _, label in base.samples] if isinstance(base, ImageFolder) else base.targets

@@ -17,6 +17,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A sample does not fit what is to be done with it. `name` says which one, where that is known.
+    #[error("{}: {reason}", name.as_deref().unwrap_or("image"))]
+    Sample {
+        /// Path, or another name of the sample.
+        name: Option<String>,
+        /// What does not fit.
+        reason: String,
+    },
     /// A file could not be read.
     #[error("{}: {source}", path.display())]
     Io {
@@ -44,12 +52,26 @@ impl Error {
         Self::Decode { name: None, reason: reason.into() }
     }
 
-    /// Names the image in a decode error that had no name.
+    /// An [`Error::Sample`] that does not know its sample yet.
+    pub fn sample(reason: impl Into<String>) -> Self {
+        Self::Sample { name: None, reason: reason.into() }
+    }
+
+    /// Whether one sample is to blame, and another one could take its place.
+    #[must_use]
+    pub fn is_bad_sample(&self) -> bool {
+        matches!(self, Self::Decode { .. } | Self::Sample { .. } | Self::Io { .. })
+    }
+
+    /// Names the image in an error about one that had no name.
     #[must_use]
     pub fn named(self, image: impl Into<String>) -> Self {
         match self {
             Self::Decode { name: None, reason } => {
                 Self::Decode { name: Some(image.into()), reason }
+            }
+            Self::Sample { name: None, reason } => {
+                Self::Sample { name: Some(image.into()), reason }
             }
             other => other,
         }

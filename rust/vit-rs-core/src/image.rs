@@ -153,7 +153,7 @@ impl ImageBuf {
         &mut self.data[..bytes]
     }
 
-    /// The image's rows, `width * channels` bytes each, to write to.
+    /// The image, to read.
     ///
     /// # Errors
     /// [`Error::Argument`] when no shape was given yet.

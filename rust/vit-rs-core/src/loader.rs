@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,9 +24,9 @@ const SUBSTITUTES: usize = 16;
 pub struct Order {
     /// Epoch number, a part of every key.
     pub epoch: u64,
-    /// Index of each sample in the source.
-    pub indices: Vec<u64>,
-    /// Draw number of each sample, where it is not its index.
+    /// Position of each sample among those that the pipeline uses.
+    pub positions: Vec<u64>,
+    /// Draw number of each sample, where it is not its position.
     pub draws: Option<Vec<u64>>,
     /// Whether a last batch that is not full is left out.
     pub drop_last: bool,
@@ -37,9 +37,9 @@ impl Order {
     #[must_use]
     pub fn batches(&self, batch_size: usize) -> usize {
         if self.drop_last {
-            self.indices.len() / batch_size
+            self.positions.len() / batch_size
         } else {
-            self.indices.len().div_ceil(batch_size)
+            self.positions.len().div_ceil(batch_size)
         }
     }
 }
@@ -49,8 +49,8 @@ impl Order {
 pub struct Batch {
     /// Its memory; samples lie one after another from the start.
     pub slot: Slot,
-    /// Index in the source of each sample that is in it.
-    pub indices: Vec<u64>,
+    /// Position of each sample that is in it.
+    pub positions: Vec<u64>,
 }
 
 /// What waiting for a batch came to.
@@ -83,7 +83,7 @@ pub struct Stats {
     pub wait: u64,
     /// Finished batches that wait for the consumer now.
     pub ready: usize,
-    /// Skipped or substituted samples: what was wrong with each.
+    /// Skipped or substituted samples of the current or last epoch, in its order: what was wrong with each.
     pub failures: Vec<String>,
 }
 
@@ -91,8 +91,17 @@ struct Filling {
     parts: Parts,
     handed_out: usize,
     unfinished: usize,
-    indices: Vec<u64>,
-    failures: Vec<(usize, Error)>,
+    positions: Vec<u64>,
+    failures: Vec<Failure>,
+}
+
+/// What became of a sample that could not be had.
+struct Failure {
+    /// Its place in the batch.
+    place: usize,
+    error: Error,
+    /// Whether another one stands there.
+    substituted: bool,
 }
 
 #[derive(Default)]
@@ -105,6 +114,8 @@ struct State {
     filling: VecDeque<Filling>,
     failures: Vec<String>,
     closing: bool,
+    /// Why no batch can come any more.
+    fatal: Option<String>,
 }
 
 impl State {
@@ -129,8 +140,8 @@ struct Shared {
 
 /// One sample to do.
 struct Task {
-    position: usize,
-    index: u64,
+    place: usize,
+    position: u64,
     draw: u64,
     part: Part,
 }
@@ -150,69 +161,89 @@ impl Shared {
     }
 
     /// The next samples to do; None when the loader closes.
-    fn take(&self) -> Option<Job> {
+    fn take(&self) -> Result<Option<Job>> {
         let mut state = self.lock();
         loop {
             if state.closing {
-                return None;
+                return Ok(None);
             }
-            if let Some(job) = self.next_job(&mut state) {
-                return Some(job);
+            if let Some(job) = self.next_job(&mut state)? {
+                return Ok(Some(job));
             }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn next_job(&self, state: &mut State) -> Option<Job> {
-        let order = Arc::clone(state.order.as_ref()?);
-        if state.filling.back().is_none_or(|last| last.handed_out == last.indices.len()) {
+    fn next_job(&self, state: &mut State) -> Result<Option<Job>> {
+        let Some(order) = state.order.clone() else { return Ok(None) };
+        if state.filling.back().is_none_or(|last| last.handed_out == last.positions.len()) {
             let batch = state.first + state.filling.len();
             if batch >= order.batches(self.batch_size) || state.filling.len() >= self.prefetch {
-                return None;
+                return Ok(None);
             }
             let start = batch * self.batch_size;
-            let len = (order.indices.len() - start).min(self.batch_size);
+            let len = (order.positions.len() - start).min(self.batch_size);
             state.filling.push_back(Filling {
-                parts: self.pool.take().split(self.pipeline.emit.bytes()),
+                parts: self.pool.take()?.split(self.pipeline.emit.bytes()),
                 handed_out: 0,
                 unfinished: len,
-                indices: order.indices[start..start + len].to_vec(),
+                positions: order.positions[start..start + len].to_vec(),
                 failures: Vec::new(),
             });
         }
         let batch = state.first + state.filling.len() - 1;
-        let filling = state.filling.back_mut()?;
+        let Some(filling) = state.filling.back_mut() else { return Ok(None) };
         let mut tasks = Vec::new();
         while tasks.len() < self.pipeline.source.samples_at_a_time()
-            && filling.handed_out < filling.indices.len()
+            && filling.handed_out < filling.positions.len()
         {
-            let position = filling.handed_out;
-            let place = batch * self.batch_size + position;
-            let index = order.indices[place];
-            let draw = order.draws.as_ref().map_or(index, |draws| draws[place]);
-            tasks.push(Task { position, index, draw, part: filling.parts.hand_out()? });
+            let place = filling.handed_out;
+            let number = batch * self.batch_size + place;
+            let position = order.positions[number];
+            let draw = order.draws.as_ref().map_or(position, |draws| draws[number]);
+            let Some(part) = filling.parts.hand_out() else {
+                return Err(Error::Panic("a batch is larger than its memory".to_owned()));
+            };
+            tasks.push(Task { place, position, draw, part });
             filling.handed_out += 1;
         }
-        Some(Job { generation: state.generation, epoch: order.epoch, batch, tasks })
+        Ok(Some(Job { generation: state.generation, epoch: order.epoch, batch, tasks }))
     }
 
+    /// A thread's life. Whatever ends it early is told to the consumer, who would wait for ever.
     fn run(&self) {
+        let ended = catch_unwind(AssertUnwindSafe(|| self.work_off()));
+        let fatal = match ended {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => Error::Panic(panic_text(&*panic)).to_string(),
+        };
+        self.lock().fatal = Some(fatal);
+        self.done.notify_all();
+    }
+
+    fn work_off(&self) -> Result<()> {
         let mut tools = Tools::default();
-        while let Some(job) = self.take() {
+        while let Some(job) = self.take()? {
             let key = EpochKey::new(self.pipeline.seed, job.epoch);
             let count = job.tasks.len();
             let mut failures = Vec::new();
             let mut substitutes = Vec::new();
             for mut task in job.tasks {
+                let place = task.place;
                 let outcome =
                     catch_unwind(AssertUnwindSafe(|| self.perform(&mut tools, key, &mut task)));
                 match outcome {
-                    Ok(Ok(Some((index, error)))) => substitutes.push((task.position, index, error)),
                     Ok(Ok(None)) => {}
-                    Ok(Err(error)) => failures.push((task.position, error)),
+                    Ok(Ok(Some((position, error)))) => {
+                        substitutes.push((place, position));
+                        failures.push(Failure { place, error, substituted: true });
+                    }
+                    Ok(Err(error)) => failures.push(Failure { place, error, substituted: false }),
                     Err(panic) => {
                         tools = Tools::default();
-                        failures.push((task.position, Error::Panic(panic_text(&*panic))));
+                        let error = Error::Panic(panic_text(&*panic));
+                        failures.push(Failure { place, error, substituted: false });
                     }
                 }
             }
@@ -220,38 +251,36 @@ impl Shared {
             if state.generation != job.generation {
                 continue;
             }
-            for (_, _, error) in &substitutes {
-                state.failures.push(error.to_string());
-            }
-            let place = job.batch - state.first;
-            let filling = &mut state.filling[place];
-            for (position, index, _) in substitutes {
-                filling.indices[position] = index;
+            let ahead = job.batch - state.first;
+            let filling = &mut state.filling[ahead];
+            for (place, position) in substitutes {
+                filling.positions[place] = position;
             }
             filling.failures.extend(failures);
             filling.unfinished -= count;
-            if place == 0 && filling.unfinished == 0 {
+            if ahead == 0 && filling.unfinished == 0 {
                 self.done.notify_all();
             }
         }
+        Ok(())
     }
 
-    /// Does one sample, or a stand-in for it: then returns the stand-in's index and what was wrong with the sample.
+    /// Does one sample, or a stand-in for it: then returns the stand-in's position and what was wrong with the sample.
     fn perform(
         &self,
         tools: &mut Tools,
         key: EpochKey,
         task: &mut Task,
     ) -> Result<Option<(u64, Error)>> {
-        let Task { index, draw, part, .. } = task;
-        let place = part.bytes_mut();
+        let Task { position, draw, part, .. } = task;
+        let bytes = part.bytes_mut();
         let mut sample =
-            |index| self.pipeline.sample(tools, key, index, *draw, place, &self.counters);
-        let Err(error) = sample(*index) else { return Ok(None) };
-        if self.pipeline.on_error == OnError::Substitute && is_bad_sample(&error) {
+            |position| self.pipeline.sample(tools, key, position, *draw, bytes, &self.counters);
+        let Err(error) = sample(*position) else { return Ok(None) };
+        if self.pipeline.on_error == OnError::Substitute && error.is_bad_sample() {
             let mut stream = key.substitutes(*draw);
             for _ in 0..SUBSTITUTES {
-                let other = stream.below(self.pipeline.source.len() as u64);
+                let other = stream.below(self.pipeline.len() as u64);
                 if sample(other).is_ok() {
                     return Ok(Some((other, error)));
                 }
@@ -259,11 +288,6 @@ impl Shared {
         }
         Err(error)
     }
-}
-
-/// Whether the sample is to blame, not the call.
-fn is_bad_sample(error: &Error) -> bool {
-    matches!(error, Error::Decode { .. } | Error::Io { .. })
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {
@@ -275,13 +299,9 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 pub struct Loader {
     shared: Arc<Shared>,
     threads: usize,
-    workers: Mutex<Workers>,
-}
-
-#[derive(Default)]
-struct Workers {
-    process: u32,
-    handles: Vec<JoinHandle<()>>,
+    /// The process that the threads live in; 0 before they start.
+    process: AtomicU32,
+    workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Loader {
@@ -306,8 +326,9 @@ impl Loader {
                 "batch_size, num_threads and prefetch must be at least 1, got {batch_size}, {threads} and {prefetch}"
             )));
         }
-        let bytes =
-            pipeline.emit.bytes().checked_mul(batch_size).filter(|&b| isize::try_from(b).is_ok());
+        // A batch never holds more samples than an epoch has: with several ranks some repeat, but none twice in a share.
+        let most = batch_size.min(pipeline.len().max(1));
+        let bytes = pipeline.emit.bytes().checked_mul(most).filter(|&b| isize::try_from(b).is_ok());
         let bytes = bytes.ok_or_else(|| {
             Error::argument(format!(
                 "{batch_size} images of {} do not fit memory",
@@ -324,7 +345,7 @@ impl Loader {
             done: Condvar::new(),
             counters: Counters::default(),
         });
-        Ok(Self { shared, threads, workers: Mutex::default() })
+        Ok(Self { shared, threads, process: AtomicU32::new(0), workers: Mutex::default() })
     }
 
     /// The pipeline.
@@ -336,18 +357,21 @@ impl Loader {
     /// Starts an epoch at batch `first`; one that is under way is abandoned.
     ///
     /// # Errors
-    /// [`Error::Argument`] in a forked child, after [`Loader::close`], or when indices and draws differ in number;
-    /// [`Error::Panic`] when threads cannot be started.
+    /// [`Error::Argument`] in a forked child, after [`Loader::close`], when positions and draws differ in number, or when threads
+    /// cannot be started.
     pub fn start(&self, order: Order, first: usize) -> Result<()> {
-        if order.draws.as_ref().is_some_and(|draws| draws.len() != order.indices.len()) {
-            return Err(Error::argument("as many draws as indices are needed"));
+        if order.draws.as_ref().is_some_and(|draws| draws.len() != order.positions.len()) {
+            return Err(Error::argument("as many draws as positions are needed"));
+        }
+        self.check_process()?;
+        if self.shared.lock().closing {
+            return Err(Error::argument("this loader is closed"));
         }
         self.spawn()?;
         let mut state = self.shared.lock();
-        if state.closing {
-            return Err(Error::argument("this loader is closed"));
-        }
         state.abandon();
+        state.failures.clear();
+        state.fatal = None;
         state.first = first.min(order.batches(self.shared.batch_size));
         state.order = Some(Arc::new(order));
         drop(state);
@@ -357,20 +381,37 @@ impl Loader {
 
     fn spawn(&self) -> Result<()> {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        let process = std::process::id();
-        if !workers.handles.is_empty() {
-            return same_process(workers.process, process);
+        if workers.iter().any(|worker| !worker.is_finished()) {
+            return Ok(());
         }
-        workers.process = process;
+        workers.clear();
+        self.process.store(std::process::id(), Ordering::Relaxed);
         for number in 0..self.threads {
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new().name(format!("vit-rs-loader-{number}"));
-            let handle = thread.spawn(move || shared.run()).map_err(|error| {
-                Error::Panic(format!("cannot start loader thread {number}: {error}"))
-            })?;
-            workers.handles.push(handle);
+            match thread.spawn(move || shared.run()) {
+                Ok(handle) => workers.push(handle),
+                Err(error) => {
+                    self.signal();
+                    return Err(Error::argument(format!(
+                        "only {number} of num_threads = {} could be started ({error}); ask for fewer",
+                        self.threads
+                    )));
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Refuses a forked child before any lock is touched: one may be held there by a thread that does not exist.
+    fn check_process(&self) -> Result<()> {
+        let (made_in, now) = (self.process.load(Ordering::Relaxed), std::process::id());
+        if made_in == 0 || made_in == now {
+            return Ok(());
+        }
+        Err(Error::argument(format!(
+            "this loader's threads live in process {made_in}; a forked child ({now}) must make its own loader"
+        )))
     }
 
     /// Waits for the next batch, at most for `patience`.
@@ -378,12 +419,7 @@ impl Loader {
     /// # Errors
     /// The first error in the batch, by position; [`Error::Argument`] in a forked child.
     pub fn next(&self, patience: Duration) -> Result<Next> {
-        {
-            let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-            if !workers.handles.is_empty() {
-                same_process(workers.process, std::process::id())?;
-            }
-        }
+        self.check_process()?;
         let start = Instant::now();
         let filling = {
             let mut state = self.shared.lock();
@@ -395,11 +431,15 @@ impl Loader {
                 let unready = |state: &mut State| {
                     state.filling.front().is_none_or(|filling| filling.unfinished > 0)
                         && !state.closing
+                        && state.fatal.is_none()
                 };
                 let wait = self.shared.done.wait_timeout_while(state, patience, unready);
                 state = wait.unwrap_or_else(PoisonError::into_inner).0;
                 let waited = start.elapsed().as_nanos() as u64;
                 self.shared.counters.wait.fetch_add(waited, Ordering::Relaxed);
+            }
+            if let Some(fatal) = &state.fatal {
+                return Err(Error::argument(fatal.clone()));
             }
             match state.filling.pop_front() {
                 Some(filling) if filling.unfinished == 0 => {
@@ -419,41 +459,46 @@ impl Loader {
 
     /// Closes the gaps of a batch, or reports them.
     fn finish(&self, filling: Filling) -> Result<Batch> {
-        let Filling { parts, mut indices, mut failures, .. } = filling;
-        failures.sort_by_key(|(position, _)| *position);
+        let Filling { parts, mut positions, mut failures, .. } = filling;
+        failures.sort_by_key(|failure| failure.place);
         let slot = parts.finish();
         let mut slot =
             slot.ok_or_else(|| Error::Panic("a part of a batch is still held".to_owned()))?;
         let skip = self.shared.pipeline.on_error != OnError::Raise;
-        if let Some(at) = failures.iter().position(|(_, error)| !skip || !is_bad_sample(error)) {
-            return Err(failures.swap_remove(at).1);
+        let raised = |failure: &Failure| !skip || !failure.error.is_bad_sample();
+        if let Some(at) = failures.iter().position(raised) {
+            return Err(failures.swap_remove(at).error);
         }
         if !failures.is_empty() {
             let bytes = self.shared.pipeline.emit.bytes();
-            let mut lost = failures.iter().map(|(position, _)| *position).peekable();
+            let lost = failures.iter().filter(|failure| !failure.substituted);
+            let mut lost = lost.map(|failure| failure.place).peekable();
             let mut kept = 0;
-            for position in 0..indices.len() {
-                if lost.next_if_eq(&position).is_some() {
+            for place in 0..positions.len() {
+                if lost.next_if_eq(&place).is_some() {
                     continue;
                 }
-                slot.move_part(position, kept, bytes);
-                indices[kept] = indices[position];
+                slot.move_part(place, kept, bytes);
+                positions[kept] = positions[place];
                 kept += 1;
             }
-            indices.truncate(kept);
-            let texts = failures.iter().map(|(_, error)| error.to_string());
+            positions.truncate(kept);
+            let texts = failures.iter().map(|failure| failure.error.to_string());
             self.shared.lock().failures.extend(texts);
         }
-        Ok(Batch { slot, indices })
+        Ok(Batch { slot, positions })
     }
 
-    /// Counts and times since the loader was made.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
+    /// Counts and times since the loader was made, and the failures of the current or last epoch.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] in a forked child.
+    pub fn stats(&self) -> Result<Stats> {
+        self.check_process()?;
         let counters = &self.shared.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let state = self.shared.lock();
-        Stats {
+        Ok(Stats {
             images: read(&counters.images),
             bytes: read(&counters.bytes),
             read: read(&counters.read),
@@ -463,23 +508,29 @@ impl Loader {
             wait: read(&counters.wait),
             ready: state.filling.iter().take_while(|filling| filling.unfinished == 0).count(),
             failures: state.failures.clone(),
-        }
+        })
     }
 
-    /// Ends the threads and waits for them: at most for the samples in their hands. Does nothing in a forked child.
-    pub fn close(&self) {
-        let handles = {
-            let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-            if !workers.handles.is_empty() && workers.process != std::process::id() {
-                return;
-            }
-            std::mem::take(&mut workers.handles)
-        };
-        self.signal();
-        for handle in handles {
-            // A worker catches its samples' panics; there is nothing else to learn from it.
-            drop(handle.join());
+    /// Tells the threads to end, and waits for the samples in their hands, at most for `patience`. Returns whether all
+    /// have ended. Does nothing in a forked child.
+    pub fn close(&self, patience: Duration) -> bool {
+        if self.check_process().is_err() {
+            return true;
         }
+        self.signal();
+        let deadline = Instant::now() + patience;
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for worker in workers.drain(..) {
+            // A worker tells its panics to the consumer; there is nothing else to learn from it.
+            drop(worker.join());
+        }
+        true
     }
 
     fn signal(&self) {
@@ -495,19 +546,8 @@ impl Loader {
 impl Drop for Loader {
     /// Tells the threads to end; does not wait for them.
     fn drop(&mut self) {
-        let workers = self.workers.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // In a forked child the lock may be held for ever by a thread that does not exist there.
-        if !workers.handles.is_empty() && workers.process == std::process::id() {
+        if self.check_process().is_ok() {
             self.signal();
         }
     }
-}
-
-fn same_process(made_in: u32, now: u32) -> Result<()> {
-    if made_in == now {
-        return Ok(());
-    }
-    Err(Error::argument(format!(
-        "this loader's threads live in process {made_in}; a forked child ({now}) must make its own loader"
-    )))
 }

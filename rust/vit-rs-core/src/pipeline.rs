@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::augment::geometry::Canvas;
+use crate::augment::plan::Plan;
 use crate::augment::spec::Spec;
 use crate::decode::Decoder;
 use crate::emit::Emit;
 use crate::error::{Error, Result};
+use crate::image::Size;
 use crate::rng::EpochKey;
 use crate::source::{Item, Source};
 
@@ -27,6 +29,8 @@ pub enum OnError {
 pub struct Pipeline {
     /// The samples.
     pub source: Arc<dyn Source>,
+    /// Those that are used: index in the source of each position; None = all.
+    pub subset: Option<Vec<u64>>,
     /// What is drawn for each.
     pub spec: Spec,
     /// How it is written.
@@ -41,7 +45,7 @@ pub struct Pipeline {
 
 impl std::fmt::Debug for Pipeline {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pipeline").field("samples", &self.source.len()).finish_non_exhaustive()
+        f.debug_struct("Pipeline").field("samples", &self.len()).finish_non_exhaustive()
     }
 }
 
@@ -54,21 +58,44 @@ pub(crate) struct Tools {
 }
 
 impl Pipeline {
+    /// Number of samples that are used.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.subset.as_ref().map_or(self.source.len(), Vec::len)
+    }
+
+    /// Whether no sample is used.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The index in the source of a position.
+    fn index(&self, position: u64) -> Result<usize> {
+        let place = usize::try_from(position).ok().filter(|&place| place < self.len());
+        let index =
+            place.map(|place| self.subset.as_ref().map_or(position, |subset| subset[place]));
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        index.filter(|&index| index < self.source.len()).ok_or_else(|| {
+            Error::argument(format!(
+                "position {position} does not lead into a source of {} samples",
+                self.source.len()
+            ))
+        })
+    }
+
     /// Reads, decodes, augments and writes one sample.
     pub(crate) fn sample(
         &self,
         tools: &mut Tools,
         key: EpochKey,
-        index: u64,
+        position: u64,
         draw: u64,
         place: &mut [u8],
         stats: &Counters,
     ) -> Result<()> {
         let Tools { decoder, canvas, file } = tools;
-        let index = usize::try_from(index).ok().filter(|&index| index < self.source.len());
-        let index = index.ok_or_else(|| {
-            Error::argument(format!("an index outside a source of {} samples", self.source.len()))
-        })?;
+        let index = self.index(position)?;
         let mut clock = Instant::now();
         let mut lap = |counter: &AtomicU64| {
             let now = Instant::now();
@@ -83,13 +110,13 @@ impl Pipeline {
                 Item::Encoded(bytes) => {
                     stats.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                     let header = decoder.header(bytes, self.max_pixels)?;
-                    plan = self.spec.plan(header.size, key, draw, 0)?;
+                    plan = self.plan(header.size, key, draw)?;
                     let (region, steps, mirrored) = plan.split();
                     view = decoder.decode_region(bytes, header, region)?;
                     (steps, mirrored)
                 }
                 Item::Pixels(pixels) => {
-                    plan = self.spec.plan(pixels.size(), key, draw, 0)?;
+                    plan = self.plan(pixels.size(), key, draw)?;
                     let (region, steps, mirrored) = plan.split();
                     view = pixels.crop(region)?;
                     (steps, mirrored)
@@ -104,6 +131,18 @@ impl Pipeline {
             Ok(())
         };
         work().map_err(|error: Error| error.named(self.source.name(index)))
+    }
+
+    /// Draws a plan, and refuses one that would make a small file a huge image.
+    fn plan(&self, size: Size, key: EpochKey, draw: u64) -> Result<Plan> {
+        let plan = self.spec.plan(size, key, draw, 0)?;
+        match plan.most_pixels() {
+            most if most > self.max_pixels => Err(Error::sample(format!(
+                "its transform makes {most} pixels of {size}, more than max_pixels = {}",
+                self.max_pixels
+            ))),
+            _ => Ok(plan),
+        }
     }
 }
 

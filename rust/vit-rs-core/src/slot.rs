@@ -4,6 +4,8 @@
 use std::cell::UnsafeCell;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::error::{Error, Result};
+
 /// One cache line.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C, align(64))]
@@ -32,14 +34,28 @@ impl Pool {
 
     /// A free buffer, or a new one when all are in use: nothing ever waits for a user to let go of a batch. Its content
     /// is unspecified.
-    #[must_use]
-    pub fn take(self: &Arc<Self>) -> Slot {
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when memory is short.
+    pub fn take(self: &Arc<Self>) -> Result<Slot> {
         let reused = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let lines = reused.unwrap_or_else(|| {
-            let lines: Vec<Line> = bytemuck::zeroed_vec(self.bytes.div_ceil(64));
-            lines.into_iter().map(UnsafeCell::new).collect()
-        });
-        Slot { lines, pool: Arc::clone(self) }
+        let lines = match reused {
+            Some(lines) => lines,
+            None => self.allocate()?,
+        };
+        Ok(Slot { lines, pool: Arc::clone(self) })
+    }
+}
+
+impl Pool {
+    /// Asks for zeroed memory, which the system hands out without touching it.
+    fn allocate(&self) -> Result<Box<[UnsafeCell<Line>]>> {
+        let lines: Box<[Line]> =
+            bytemuck::allocation::try_zeroed_slice_box(self.bytes.div_ceil(64)).map_err(|()| {
+                Error::argument(format!("no memory for a batch of {} bytes", self.bytes))
+            })?;
+        // SAFETY: UnsafeCell<Line> has the layout of Line, and the box is passed on whole.
+        Ok(unsafe { Box::from_raw(Box::into_raw(lines) as *mut [UnsafeCell<Line>]) })
     }
 }
 
@@ -52,8 +68,6 @@ pub struct Slot {
 
 // SAFETY: a shared Slot is written only through `Part`s, which do not overlap.
 unsafe impl Sync for Slot {}
-// SAFETY: nobody touches the bytes of buffers that rest in the pool.
-unsafe impl Sync for Pool {}
 
 impl Slot {
     /// The buffer's length in bytes.
@@ -150,19 +164,19 @@ mod tests {
     #[test]
     fn buffers_are_aligned_and_reused() {
         let pool = Pool::new(100, 1);
-        let (first, second) = (pool.take(), pool.take());
+        let (first, second) = (pool.take().unwrap(), pool.take().unwrap());
         let address = first.as_ptr();
         assert_eq!(address.align_offset(64), 0);
         assert_eq!(first.len(), 100);
         drop(first);
         drop(second);
         assert_eq!(pool.free.lock().unwrap().len(), 1);
-        assert_eq!(pool.take().as_ptr(), address);
+        assert_eq!(pool.take().unwrap().as_ptr(), address);
     }
 
     #[test]
     fn threads_write_disjoint_parts() {
-        let mut parts = Pool::new(64 * 100 + 3, 1).take().split(64);
+        let mut parts = Pool::new(64 * 100 + 3, 1).take().unwrap().split(64);
         std::thread::scope(|scope| {
             for number in 0..100u8 {
                 let mut part = parts.hand_out().unwrap();
@@ -184,7 +198,7 @@ mod tests {
     #[test]
     fn a_buffer_is_whole_only_without_parts() {
         let pool = Pool::new(64, 1);
-        let mut parts = pool.take().split(64);
+        let mut parts = pool.take().unwrap().split(64);
         let part = parts.hand_out();
         assert!(parts.finish().is_none());
         drop(part);

@@ -58,6 +58,7 @@ fn loader(bad: usize, panics: usize, on_error: OnError, threads: usize) -> Loade
     let source = Arc::new(Numbers { bytes: (0..=255).collect(), bad, panics, slow: bad == NEVER });
     let pipeline = Pipeline {
         source,
+        subset: None,
         spec: Spec::default(),
         emit: Emit::new(Size::new(1, 1), 1, Layout::Nchw, Dtype::U8, &Values::Raw).unwrap(),
         seed: 1,
@@ -67,8 +68,8 @@ fn loader(bad: usize, panics: usize, on_error: OnError, threads: usize) -> Loade
     Loader::new(pipeline, 8, threads, 3).unwrap()
 }
 
-fn order(indices: std::ops::Range<u64>) -> Order {
-    Order { epoch: 0, indices: indices.collect(), draws: None, drop_last: false }
+fn order(positions: std::ops::Range<u64>) -> Order {
+    Order { epoch: 0, positions: positions.collect(), draws: None, drop_last: false }
 }
 
 fn wait(loader: &Loader) -> Result<Option<Batch>> {
@@ -82,7 +83,7 @@ fn wait(loader: &Loader) -> Result<Option<Batch>> {
 }
 
 fn values(batch: Batch) -> Vec<u64> {
-    let len = batch.indices.len();
+    let len = batch.positions.len();
     let mut parts = batch.slot.split(1);
     (0..len).map(|_| u64::from(parts.hand_out().unwrap().bytes_mut()[0])).collect()
 }
@@ -94,11 +95,11 @@ fn batches_come_in_order() {
         loader.start(order(0..100), 0).unwrap();
         let mut seen = Vec::new();
         while let Some(batch) = wait(&loader).unwrap() {
-            assert!(batch.indices.len() == 8 || seen.len() == 96);
+            assert!(batch.positions.len() == 8 || seen.len() == 96);
             seen.extend(values(batch));
         }
         assert!(seen.iter().copied().eq(0..100));
-        assert_eq!(loader.stats().images, 100);
+        assert_eq!(loader.stats().unwrap().images, 100);
         loader.start(order(0..100), 12).unwrap();
         assert_eq!(values(wait(&loader).unwrap().unwrap()), [96, 97, 98, 99]);
         assert!(wait(&loader).unwrap().is_none());
@@ -134,7 +135,7 @@ fn skipped_samples_close_up_and_are_listed() {
     loader.start(order(0..16), 0).unwrap();
     assert_eq!(values(wait(&loader).unwrap().unwrap()), [1, 2, 4, 5, 7]);
     assert_eq!(values(wait(&loader).unwrap().unwrap()), [8, 10, 11, 13, 14]);
-    assert_eq!(loader.stats().failures.len(), 6);
+    assert_eq!(loader.stats().unwrap().failures.len(), 6);
 }
 
 #[test]
@@ -157,7 +158,7 @@ fn closing_ends_a_wait() {
     let waiting =
         std::thread::spawn(move || while wait(&other).is_ok_and(|batch| batch.is_some()) {});
     std::thread::sleep(Duration::from_millis(3));
-    loader.close();
+    assert!(loader.close(Duration::from_secs(10)));
     waiting.join().unwrap();
     assert!(loader.start(order(0..1), 0).is_err());
 }
@@ -176,13 +177,13 @@ fn closing_in_mid_epoch_panics_in_no_thread() {
         let loader = loader(NEVER, NEVER, OnError::Raise, 3);
         loader.start(order(0..200), 0).unwrap();
         wait(&loader).unwrap();
-        loader.close();
+        assert!(loader.close(Duration::from_secs(10)));
     }
     assert_eq!(panics.load(Ordering::Relaxed), 0);
 }
 
 #[test]
-fn indices_outside_the_source_are_an_error() {
+fn positions_outside_the_source_are_an_error() {
     let loader = loader(NEVER, NEVER, OnError::Skip, 1);
     loader.start(order(250..258), 0).unwrap();
     assert!(wait(&loader).is_err_and(|e| e.to_string().contains("a source of 256 samples")));

@@ -1,6 +1,6 @@
 //! One map from the engine's errors to Python's exceptions.
 
-use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::{PyErr, import_exception};
 use vit_rs_core::error::Error;
 
@@ -11,13 +11,18 @@ import_exception!(vit_rs.exceptions, DatasetError);
 pub fn to_py(error: Error) -> PyErr {
     let text = error.to_string();
     match error {
-        Error::Argument(_) => PyValueError::new_err(text),
+        Error::Argument(_) | Error::Sample { .. } => PyValueError::new_err(text),
         Error::Decode { .. } => DecodeError::new_err(text),
         Error::Dataset(_) => DatasetError::new_err(text),
-        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            PyFileNotFoundError::new_err(text)
-        }
-        Error::Io { .. } => PyOSError::new_err(text),
+        // With its number, Python makes it the subclass that it would raise itself, FileNotFoundError for one.
+        Error::Io { path, source } => match source.raw_os_error() {
+            Some(number) => {
+                let reason = source.to_string();
+                let reason = reason.split(" (os error").next().unwrap_or_default().to_owned();
+                PyOSError::new_err((number, reason, path))
+            }
+            None => PyOSError::new_err(text),
+        },
         _ => PyRuntimeError::new_err(text),
     }
 }

@@ -74,9 +74,10 @@ fn on_error(name: &str) -> PyResult<OnError> {
 #[pymethods]
 impl Loader {
     #[new]
-    #[pyo3(signature = (source, ops, *, scale, normalize, dtype, layout, patch, batch_size, num_threads, prefetch, seed, max_pixels, on_error))]
+    #[pyo3(signature = (source, subset, ops, *, scale, normalize, dtype, layout, patch, batch_size, num_threads, prefetch, seed, max_pixels, on_error))]
     fn new(
         source: &Bound<'_, Source>,
+        subset: Option<PyReadonlyArray1<'_, u64>>,
         ops: Vec<Bound<'_, Op>>,
         scale: Option<bool>,
         normalize: Option<(Vec<f32>, Vec<f32>)>,
@@ -98,34 +99,35 @@ impl Loader {
         let (dtype, layout) = (self::dtype(dtype)?, self::layout(layout, patch)?);
         let on_error = self::on_error(on_error)?;
         let ops = ops.iter().map(|op| op.get().0).collect();
+        let subset = subset.map(|subset| subset.as_slice().map(<[u64]>::to_vec)).transpose()?;
         let make = || {
             let spec = Spec::new(ops)?;
             let size = spec.output_size(source.size())?;
             let emit = Emit::new(size, source.channels(), layout, dtype, &values)?;
-            let pipeline = Pipeline { source, spec, emit, seed, max_pixels, on_error };
+            let pipeline = Pipeline { source, subset, spec, emit, seed, max_pixels, on_error };
             CoreLoader::new(pipeline, batch_size, num_threads, prefetch)
         };
         Ok(Self(make().map_err(to_py)?))
     }
 
     /// Starts an epoch at a batch; one under way is abandoned.
-    #[pyo3(signature = (indices, draws, *, epoch, drop_last, first))]
+    #[pyo3(signature = (positions, draws, *, epoch, drop_last, first))]
     fn start(
         &self,
         py: Python<'_>,
-        indices: PyReadonlyArray1<'_, u64>,
+        positions: PyReadonlyArray1<'_, u64>,
         draws: Option<PyReadonlyArray1<'_, u64>>,
         epoch: u64,
         drop_last: bool,
         first: usize,
     ) -> PyResult<()> {
-        let indices = indices.as_slice()?.to_vec();
+        let positions = positions.as_slice()?.to_vec();
         let draws = draws.map(|draws| draws.as_slice().map(<[u64]>::to_vec)).transpose()?;
-        let order = Order { epoch, indices, draws, drop_last };
+        let order = Order { epoch, positions, draws, drop_last };
         py.detach(|| self.0.start(order, first)).map_err(to_py)
     }
 
-    /// The next batch as (images, indices); None at the epoch's end. Ctrl-C interrupts the wait.
+    /// The next batch as (images, positions); None at the epoch's end. Ctrl-C interrupts the wait.
     #[allow(clippy::type_complexity)]
     fn next_batch<'py>(
         &self,
@@ -135,9 +137,9 @@ impl Loader {
             match py.detach(|| self.0.next(PATIENCE)).map_err(to_py)? {
                 Next::Pending => py.check_signals()?,
                 Next::End => return Ok(None),
-                Next::Batch(Batch { slot, indices }) => {
-                    let images = self.wrap(py, slot, indices.len())?;
-                    return Ok(Some((images, PyArray1::from_vec(py, indices))));
+                Next::Batch(Batch { slot, positions }) => {
+                    let images = self.wrap(py, slot, positions.len())?;
+                    return Ok(Some((images, PyArray1::from_vec(py, positions))));
                 }
             }
         }
@@ -145,7 +147,7 @@ impl Loader {
 
     /// Counts and times (nanoseconds) since the loader was made.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.0.stats();
+        let stats = self.0.stats().map_err(to_py)?;
         let dict = PyDict::new(py);
         let counts = [
             ("images", stats.images),
@@ -170,9 +172,12 @@ impl Loader {
         self.0.pipeline().emit.shape()
     }
 
-    /// Ends the threads.
-    fn close(&self, py: Python<'_>) {
-        py.detach(|| self.0.close());
+    /// Ends the threads. Ctrl-C interrupts the wait for them; they end by themselves then.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        while !py.detach(|| self.0.close(PATIENCE)) {
+            py.check_signals()?;
+        }
+        Ok(())
     }
 }
 

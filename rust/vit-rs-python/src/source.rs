@@ -87,7 +87,7 @@ fn scan_folder(
 fn decode_image<'py>(
     data: &Bound<'py, PyBytes>,
     region: Option<(usize, usize, usize, usize)>,
-    name: Option<String>,
+    name: Option<PathBuf>,
     max_pixels: usize,
 ) -> PyResult<Bound<'py, PyArray3<u8>>> {
     let bytes = data.as_bytes();
@@ -105,7 +105,7 @@ fn decode_image<'py>(
         Ok((pixels, region.size()))
     });
     let named = |error: vit_rs_core::error::Error| match &name {
-        Some(name) => error.named(name.as_str()),
+        Some(name) => error.named(name.display().to_string()),
         None => error,
     };
     let (pixels, size) = decoded.map_err(|error| to_py(named(error)))?;

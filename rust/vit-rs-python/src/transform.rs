@@ -38,6 +38,14 @@ fn border(name: &str, fill: [u8; 3]) -> PyResult<Border> {
     }
 }
 
+impl Op {
+    /// An operation whose numbers were checked.
+    fn new(op: CoreOp) -> PyResult<Self> {
+        Spec::new(vec![op]).map_err(to_py)?;
+        Ok(Self(op))
+    }
+}
+
 #[pymethods]
 impl Op {
     #[staticmethod]
@@ -48,24 +56,24 @@ impl Op {
         interpolation: &str,
     ) -> PyResult<Self> {
         let (size, filter) = (Size::new(size.0, size.1), filter(interpolation)?);
-        Ok(Self(CoreOp::RandomResizedCrop { size, scale, ratio, filter }))
+        Self::new(CoreOp::RandomResizedCrop { size, scale, ratio, filter })
     }
 
     #[staticmethod]
     fn resize(size: (usize, usize), interpolation: &str) -> PyResult<Self> {
         let target = Target::Exact(Size::new(size.0, size.1));
-        Ok(Self(CoreOp::Resize { target, filter: filter(interpolation)? }))
+        Self::new(CoreOp::Resize { target, filter: filter(interpolation)? })
     }
 
     #[staticmethod]
     fn resize_short_side(side: usize, interpolation: &str) -> PyResult<Self> {
         let target = Target::ShortSide(side);
-        Ok(Self(CoreOp::Resize { target, filter: filter(interpolation)? }))
+        Self::new(CoreOp::Resize { target, filter: filter(interpolation)? })
     }
 
     #[staticmethod]
-    fn center_crop(size: (usize, usize)) -> Self {
-        Self(CoreOp::CenterCrop(Size::new(size.0, size.1)))
+    fn center_crop(size: (usize, usize)) -> PyResult<Self> {
+        Self::new(CoreOp::CenterCrop(Size::new(size.0, size.1)))
     }
 
     #[staticmethod]
@@ -78,17 +86,17 @@ impl Op {
     ) -> PyResult<Self> {
         let size = Size::new(size.0, size.1);
         let border = border(padding_mode, fill)?;
-        Ok(Self(CoreOp::RandomCrop { size, padding, pad_if_needed, border }))
+        Self::new(CoreOp::RandomCrop { size, padding, pad_if_needed, border })
     }
 
     #[staticmethod]
-    fn random_horizontal_flip(p: f64) -> Self {
-        Self(CoreOp::RandomHorizontalFlip(p))
+    fn random_horizontal_flip(p: f64) -> PyResult<Self> {
+        Self::new(CoreOp::RandomHorizontalFlip(p))
     }
 
     #[staticmethod]
-    fn random_vertical_flip(p: f64) -> Self {
-        Self(CoreOp::RandomVerticalFlip(p))
+    fn random_vertical_flip(p: f64) -> PyResult<Self> {
+        Self::new(CoreOp::RandomVerticalFlip(p))
     }
 
     fn __repr__(&self) -> String {

@@ -73,6 +73,17 @@ impl Plan {
         self.steps.iter().fold(self.source, |size, step| step.size_after(size))
     }
 
+    /// The most pixels that the image has between any two steps.
+    #[must_use]
+    pub fn most_pixels(&self) -> usize {
+        let mut size = self.source;
+        let after = self.steps.iter().map(|step| {
+            size = step.size_after(size);
+            size.pixels()
+        });
+        after.max().unwrap_or(0)
+    }
+
     /// Splits the plan: the part of the stored image to decode, the steps on pixels, and whether the last store
     /// mirrors left and right.
     #[must_use]

@@ -79,7 +79,7 @@ impl Spec {
     /// Draws the numbers for view `view` of draw `draw`, an image of size `source`.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the image is too small for a crop.
+    /// [`Error::Sample`] when the image is too small for a crop.
     pub fn plan(&self, source: Size, key: EpochKey, draw: u64, view: u16) -> Result<Plan> {
         let mut steps = Vec::with_capacity(self.ops.len() + 1);
         let mut size = source;
@@ -216,7 +216,7 @@ impl Op {
                         let padded = length + before + after;
                         let more = crop.saturating_sub(padded);
                         if more > 0 && !pad_if_needed {
-                            return Err(Error::argument(format!(
+                            return Err(Error::sample(format!(
                                 "RandomCrop needs {name} {crop}, the padded image has {padded}"
                             )));
                         }

@@ -29,6 +29,8 @@ pub struct Markers {
     pub size: Size,
     /// Number of components: 1 gray, 3 colour, 4 CMYK or YCCK.
     pub components: u8,
+    /// Whether the image comes in several scans of growing detail.
+    pub progressive: bool,
 }
 
 /// Walks the markers up to the first scan, and looks for the end-of-image marker behind it.
@@ -48,7 +50,9 @@ pub fn header(bytes: &[u8]) -> Result<Markers> {
         let &[first, mut marker] =
             bytes.get(at..at + 2).and_then(<[u8]>::first_chunk).ok_or_else(|| truncated(at))?;
         if first != 0xFF {
-            return Err(Error::decode(format!("broken JPEG: no marker at byte {at}")));
+            // Stray bytes between segments are passed over, as libjpeg does.
+            at += 1;
+            continue;
         }
         // Any number of 0xFF may fill the space before a marker.
         while marker == 0xFF {
@@ -81,22 +85,25 @@ pub fn header(bytes: &[u8]) -> Result<Markers> {
                 if size.pixels() == 0 {
                     return Err(Error::decode(format!("broken JPEG: its frame is {size}")));
                 }
-                frame = Some((size, components));
+                frame = Some(Markers {
+                    size,
+                    components,
+                    progressive: [0xC2, 0xC6, 0xCA, 0xCE].contains(&marker),
+                });
             }
             0xDA => break,
             _ => {}
         }
         at += length.max(2);
     }
-    let (size, components) =
-        frame.ok_or_else(|| Error::decode("broken JPEG: a scan before any frame"))?;
+    let markers = frame.ok_or_else(|| Error::decode("broken JPEG: a scan before any frame"))?;
     if !ends(&bytes[at..]) {
         return Err(Error::decode(format!(
             "truncated JPEG: no end-of-image marker in its {} bytes",
             bytes.len()
         )));
     }
-    Ok(Markers { size, components })
+    Ok(markers)
 }
 
 /// Looks for an end-of-image marker from the end; bytes may follow it (some cameras append data).
@@ -146,8 +153,12 @@ impl Handle {
             let text = CStr::from_ptr(tj::tj3GetErrorStr(self.0.as_ptr()));
             (tj::tj3GetErrorCode(self.0.as_ptr()), text.to_string_lossy().into_owned())
         };
-        // Stray bytes between segments are common in real collections and cost no pixel.
-        if kind == tj::TJERR_TJERR_WARNING as c_int && text.contains("extraneous bytes") {
+        // Pillow and torchvision pass these over too. Stray bytes in a scan can be a sign of damage, but they also end
+        // many files that some cameras and encoders wrote; the library's other warnings mean lost pixels.
+        let harmless = ["extraneous bytes", "unknown JFIF revision", "Invalid SOS parameters"];
+        if kind == tj::TJERR_TJERR_WARNING as c_int
+            && harmless.iter().any(|harmless| text.contains(harmless))
+        {
             return Ok(());
         }
         Err(Error::decode(format!("libjpeg-turbo: {text}")))
@@ -168,6 +179,16 @@ impl Decoder {
         region: Rect,
         into: &mut ImageBuf,
     ) -> Result<Rect> {
+        let decoded = self.decode(bytes, region, into);
+        if decoded.is_err() {
+            // After an error the library would go on with the broken file's tables: the next image needs a fresh
+            // instance.
+            self.handle = None;
+        }
+        decoded
+    }
+
+    fn decode(&mut self, bytes: &[u8], region: Rect, into: &mut ImageBuf) -> Result<Rect> {
         let markers = header(bytes)?;
         if !region.is_inside(markers.size) {
             return Err(Error::argument(format!(
@@ -183,19 +204,21 @@ impl Decoder {
         // SAFETY: pointer and length describe `bytes`, which outlives the call.
         handle.check(unsafe { tj::tj3DecompressHeader(raw, bytes.as_ptr(), bytes.len() as _) })?;
 
+        // The library cuts regions out of images with one of its named samplings only. Of progressive ones every scan is
+        // read anyway, and smoothing of scans that are missing looks beyond any margin.
         // SAFETY: the handle is valid.
-        let usual = unsafe { tj::tj3Get(raw, tj::TJPARAM_TJPARAM_SUBSAMP as c_int) } >= 0;
-        let part = if usual { surroundings(region, markers.size) } else { markers.size.rect() };
-        let cropping = tj::tjregion {
-            x: part.left as c_int,
-            y: part.top as c_int,
-            w: part.width as c_int,
-            h: part.height as c_int,
+        let cuts = !markers.progressive
+            && unsafe { tj::tj3Get(raw, tj::TJPARAM_TJPARAM_SUBSAMP as c_int) } >= 0;
+        let whole = markers.size.rect();
+        let part = if cuts { surroundings(region, markers.size) } else { whole };
+        // The handle keeps the last image's region: for a whole image it is unset by zeros.
+        let [x, y, w, h] = if part == whole {
+            [0; 4]
+        } else {
+            [part.left, part.top, part.width, part.height].map(|number| number as c_int)
         };
-        if usual {
-            // SAFETY: the handle is valid and holds a header.
-            handle.check(unsafe { tj::tj3SetCroppingRegion(raw, cropping) })?;
-        }
+        // SAFETY: the handle is valid and holds a header.
+        handle.check(unsafe { tj::tj3SetCroppingRegion(raw, tj::tjregion { x, y, w, h }) })?;
         let Rect { top, left, .. } = part;
         let part = part.size();
 
@@ -273,7 +296,7 @@ mod tests {
             Err(error) => error.to_string(),
         };
         assert!(text(&[0xFF, 0xD8, 0xFF]).contains("truncated"));
-        assert!(text(&[0xFF, 0xD8, 0x00, 0x00]).contains("no marker at byte 2"));
+        assert!(text(&[0xFF, 0xD8, 0x00, 0x00]).contains("truncated"));
         assert!(text(&[0xFF, 0xD8, 0xFF, 0xD9]).contains("before its first scan"));
         assert!(text(&[0xFF, 0xD8, 0xFF, 0xE0, 0x00, 0x10, 0x00]).contains("truncated"));
         assert!(
@@ -282,7 +305,10 @@ mod tests {
         let frame = [0xFF, 0xD8, 0xFF, 0xC0, 0, 8, 8, 0, 5, 0, 7, 1, 0xFF, 0xDA, 0, 2];
         assert!(text(&frame).contains("no end-of-image"));
         let whole = [&frame[..], &[1, 2, 3, 0xFF, 0xD9, 0]].concat();
-        assert_eq!(header(&whole).ok(), Some(Markers { size: Size::new(5, 7), components: 1 }));
+        assert_eq!(
+            header(&whole).ok(),
+            Some(Markers { size: Size::new(5, 7), components: 1, progressive: false })
+        );
     }
 
     #[test]

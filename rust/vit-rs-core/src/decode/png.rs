@@ -1,5 +1,5 @@
 //! PNG by the `png` crate, to RGB as Pillow's `convert("RGB")` gives it: palettes looked up, gray replicated, alpha
-//! dropped, 16-bit samples cut to their upper byte.
+//! dropped. 16-bit samples are cut to their upper byte; Pillow does so for colour, and clips gray at 255.
 
 use std::io::Cursor;
 
