@@ -281,8 +281,8 @@ class ImageLoader:
 
         Keys: images, bytes_read, wait_seconds (the consumer waited): since the loader was made. read_us, decode_us,
         augment_us, emit_us: mean thread time for an image, microseconds. ready_batches: those that wait for the
-        consumer now. images_per_second and failures (texts of the samples skipped or substituted, in order): of the current or
-        last epoch.
+        consumer now. images_per_second and failures (texts of the samples skipped or substituted, in order): of the
+        current or last epoch.
         """
         raw = self._loader.stats()
         images = max(raw["images"], 1)
