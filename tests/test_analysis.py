@@ -88,7 +88,7 @@ def test_training_curves_hold_the_records() -> None:
     np.testing.assert_allclose(line_of(loss, "finetune, test"), [[14, 0.9]])
     np.testing.assert_allclose(line_of(accuracy, "pretrain, test"), [[9, 75.0]])
     assert line_of(rate, "finetune").shape == (5, 2)
-    assert accuracy.get_title() == "Test accuracy, best 75.00 %"
+    assert accuracy.get_title() == "Test accuracy, 50.00 % at last"
     assert [axes.get_xlabel() for axes in (loss, accuracy, rate)] == ["Step"] * 3
     assert loss.get_ylabel() == "Cross-entropy (nats)"
 

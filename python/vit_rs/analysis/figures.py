@@ -62,13 +62,14 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         top1 = [(step, 100.0 * value) for step, value in curves["test_top1"]]
         _draw(accuracy, top1, color, f"{label}test", "o-")
         _draw(rate, curves["learning_rate"], color, name if len(stages) > 1 else "schedule", "-")
-    best = max((value for _, _, curves in stages for _, value in curves["test_top1"]), default=None)
-    best_text = "" if best is None else f", best {100.0 * best:.2f} %"
+    # Of the last model, which is the one kept: the best of all tests would be a choice made on the test images.
+    tested = [value for _, _, curves in stages for _, value in curves["test_top1"]]
+    last = f", {100.0 * tested[-1]:.2f} % at last" if tested else ""
     for axes, title, label in (
         (loss, "Loss", "Cross-entropy (nats)"),
         (
             accuracy,
-            "Test accuracy" + best_text,
+            "Test accuracy" + last,
             "Top-1 (%)",
         ),
         (rate, "Learning rate", "Learning rate"),
