@@ -59,7 +59,9 @@ def _draw_first_batch(stage: Stage, path: Path) -> None:
     titles = [classes[label] for label in labels.tolist()]
     heading = f"{stage.name}: first batch at {stage.size} px"
     if batch.share < 1.0:
-        heading += f", {1.0 - batch.share:.0%} from another image"
+        heading += f"; every image and its target mixed: {batch.share:.0%} of the first label, the rest of the second"
+        partners = batch.partner_labels.tolist()
+        titles = [f"{title} + {classes[partner]}" for title, partner in zip(titles, partners, strict=True)]
     figure = image_batch_figure(
         batch.images, mean=data.mean, std=data.std, titles=titles, max_images=32, heading=heading
     )
