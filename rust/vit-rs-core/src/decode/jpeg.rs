@@ -166,20 +166,22 @@ impl Handle {
 }
 
 impl Decoder {
-    /// Decodes the columns and rows that `region` needs into `into`, and returns where the region lies in it.
+    /// Decodes the columns and rows that `region`, inside the image, needs into `into`, and returns where the region lies
+    /// in it. `markers` are those of `bytes`; that the library reads the same size is checked before it writes.
     ///
     /// The decoded part starts at a whole number of blocks and reaches a pixel beyond the region, since chroma
     /// upsampling treats the edges of what is decoded as edges of the image.
     ///
     /// # Errors
     /// [`Error::Decode`] with libjpeg-turbo's reason.
-    pub fn decode_region(
+    pub(super) fn decode_region(
         &mut self,
         bytes: &[u8],
+        markers: Markers,
         region: Rect,
         into: &mut ImageBuf,
     ) -> Result<Rect> {
-        let decoded = self.decode(bytes, region, into);
+        let decoded = self.decode(bytes, markers, region, into);
         if decoded.is_err() {
             // After an error the library would go on with the broken file's tables: the next image needs a fresh
             // instance.
@@ -188,14 +190,13 @@ impl Decoder {
         decoded
     }
 
-    fn decode(&mut self, bytes: &[u8], region: Rect, into: &mut ImageBuf) -> Result<Rect> {
-        let markers = header(bytes)?;
-        if !region.is_inside(markers.size) {
-            return Err(Error::argument(format!(
-                "{region:?} is not inside an image of {}",
-                markers.size
-            )));
-        }
+    fn decode(
+        &mut self,
+        bytes: &[u8],
+        markers: Markers,
+        region: Rect,
+        into: &mut ImageBuf,
+    ) -> Result<Rect> {
         let handle = match &mut self.handle {
             Some(handle) => handle,
             none => none.insert(Handle::new()?),

@@ -9,8 +9,8 @@ use crate::image::{ImageBuf, ImageView, Rect, Size};
 /// Image formats that can be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// JPEG: baseline, extended or progressive, 8 bits.
-    Jpeg,
+    /// JPEG: baseline, extended or progressive, 8 bits; with what its markers tell.
+    Jpeg(jpeg::Markers),
     /// PNG.
     Png,
 }
@@ -41,10 +41,7 @@ impl Decoder {
     /// # Errors
     /// [`Error::Decode`] for an unknown format, a broken or truncated header, or more than `max_pixels` pixels.
     pub fn header(&mut self, bytes: &[u8], max_pixels: usize) -> Result<Header> {
-        let header = match sniff(bytes)? {
-            Format::Jpeg => Header { format: Format::Jpeg, size: jpeg::header(bytes)?.size },
-            Format::Png => Header { format: Format::Png, size: png::size(bytes)? },
-        };
+        let header = sniff(bytes)?;
         if header.size.pixels() > max_pixels {
             return Err(Error::decode(format!(
                 "{} = {} pixels are more than max_pixels = {max_pixels}",
@@ -72,7 +69,9 @@ impl Decoder {
             )));
         }
         let inner = match header.format {
-            Format::Jpeg => self.jpeg.decode_region(bytes, region, &mut self.buffer)?,
+            Format::Jpeg(markers) => {
+                self.jpeg.decode_region(bytes, markers, region, &mut self.buffer)?
+            }
             Format::Png => {
                 png::decode(bytes, &mut self.buffer)?;
                 region
@@ -82,15 +81,17 @@ impl Decoder {
     }
 }
 
-fn sniff(bytes: &[u8]) -> Result<Format> {
+/// The format that the first bytes tell, and the size that its header states.
+fn sniff(bytes: &[u8]) -> Result<Header> {
     if bytes.is_empty() {
         return Err(Error::decode("the file is empty"));
     }
     if bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
-        return Ok(Format::Jpeg);
+        let markers = jpeg::header(bytes)?;
+        return Ok(Header { format: Format::Jpeg(markers), size: markers.size });
     }
     if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
-        return Ok(Format::Png);
+        return Ok(Header { format: Format::Png, size: png::size(bytes)? });
     }
     let what = match bytes {
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "WebP",
