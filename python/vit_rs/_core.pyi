@@ -85,6 +85,9 @@ def resample_tokens(
     new_size: tuple[int, int],
     interpolation: str,
     antialias: bool,
+    align_corners: bool,
+    a: float | None,
+    scale: tuple[float | None, float | None],
     num_threads: int,
 ) -> None: ...
 def scan_folder(root: str, extensions: Sequence[str], allow_empty: bool) -> tuple[list[str], list[str], list[int]]: ...

@@ -299,6 +299,9 @@ def _resample_cpu(
         new_size=(new_size[0], new_size[1]),
         interpolation=interpolation,
         antialias=antialias,
+        align_corners=False,
+        a=None,
+        scale=(None, None),
         num_threads=torch.get_num_threads(),
     )
     return target.to(posemb.dtype)

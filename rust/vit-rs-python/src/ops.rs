@@ -108,7 +108,8 @@ fn patchify_converted(
 /// Resamples the grid of each token table of a batch, all as flat f32.
 #[pyfunction]
 #[pyo3(signature = (
-    source, target, *, batch, prefix, channels, old_size, new_size, interpolation, antialias, num_threads
+    source, target, *, batch, prefix, channels, old_size, new_size, interpolation, antialias, align_corners, a, scale,
+    num_threads
 ))]
 fn resample_tokens(
     py: Python<'_>,
@@ -121,15 +122,19 @@ fn resample_tokens(
     new_size: Pair,
     interpolation: &str,
     antialias: bool,
+    align_corners: bool,
+    a: Option<f64>,
+    scale: (Option<f64>, Option<f64>),
     num_threads: usize,
 ) -> PyResult<()> {
-    let filter = filter(interpolation, antialias, None)?;
-    let axis = |input, output| {
-        taps(&Axis { input, output, filter, antialias, align_corners: false, scale: None })
+    let filter = filter(interpolation, antialias, a)?;
+    let axis = |input, output, scale| {
+        taps(&Axis { input, output, filter, antialias, align_corners, scale })
     };
     let (source, target) = (source.as_slice()?, target.as_slice_mut()?);
     py.detach(|| {
-        let (vertical, horizontal) = (axis(old_size.0, new_size.0)?, axis(old_size.1, new_size.1)?);
+        let vertical = axis(old_size.0, new_size.0, scale.0)?;
+        let horizontal = axis(old_size.1, new_size.1, scale.1)?;
         resample(source, target, batch, prefix, channels, &vertical, &horizontal, num_threads)
     })
     .map_err(to_py)
