@@ -37,9 +37,11 @@ PYTHON_ARROWS = {
 # Modules of vit-rs-core in the order of their arrows: each row may use the rows above it, and itself.
 RUST_ORDER = (
     {"error"},
+    {"memory"},
     {"parallel"},
     {"simd"},
     {"image"},
+    {"line"},
     {"rng"},
     {"resample", "patchify", "decode"},
     {"augment"},
@@ -52,8 +54,9 @@ RUST_ORDER = (
 # The only files of the workspace that may allow unsafe code, beside the kernels in simd/.
 UNSAFE_FILES = {
     "rust/vit-rs-core/src/decode/jpeg.rs",
+    "rust/vit-rs-core/src/memory.rs",
     "rust/vit-rs-core/src/slot.rs",
-    "rust/vit-rs-python/src/loader.rs",
+    "rust/vit-rs-python/src/memory.rs",
     "rust/vit-rs-python/src/source.rs",
 }
 

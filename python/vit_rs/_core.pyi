@@ -11,6 +11,7 @@ __all__ = [
     "Op",
     "Source",
     "__version__",
+    "allocate",
     "build_info",
     "decode_image",
     "draw_plan",
@@ -27,6 +28,7 @@ __version__: str
 IMAGE_EXTENSIONS: list[str]
 MAX_PIXELS: int
 
+def allocate(size: int) -> NDArray[np.uint8]: ...
 def build_info() -> dict[str, Any]: ...
 def decode_image(
     data: bytes,

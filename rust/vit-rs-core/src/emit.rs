@@ -1,13 +1,15 @@
 //! The last pass: mirror, normalise, cast and layout in one store into the batch.
 //!
-//! An 8-bit value has 256 outcomes a channel, so each is computed once, in torchvision's order of f32 roundings (times
-//! 1/255, minus mean, over std), and looked up afterwards: equal bits on every CPU, whatever the output type.
+//! Floats are computed in torchvision's order of f32 roundings (times 1/255, minus mean, over std): equal bits on every
+//! CPU, whatever the output type.
 
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
 use crate::image::{ImageView, Size};
+use crate::line::{Channels, Converter, Element, Float, Normalization, Source, deal, deinterleave};
 use crate::patchify::Order;
+use crate::simd::{Level, Stream};
 
 /// Type of the values in the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +66,6 @@ pub enum Values {
     },
 }
 
-#[derive(Clone, Debug)]
-enum Table {
-    Raw,
-    Half(Vec<[u16; 256]>),
-    Single(Vec<[f32; 256]>),
-}
-
 /// Writes finished images of one size into batches.
 #[derive(Clone, Debug)]
 pub struct Emit {
@@ -78,7 +73,8 @@ pub struct Emit {
     channels: usize,
     layout: Layout,
     dtype: Dtype,
-    table: Table,
+    /// None where values stay as they are.
+    converter: Option<Converter>,
 }
 
 impl Emit {
@@ -104,20 +100,15 @@ impl Emit {
                 )));
             }
         }
-        let table = match (dtype, values) {
-            (Dtype::U8, Values::Raw) => Table::Raw,
-            (Dtype::F32, Values::Float { scale, normalize }) => {
-                Table::Single(tables(channels, *scale, normalize.as_ref(), |value| value)?)
-            }
-            (Dtype::F16, Values::Float { scale, normalize }) => {
-                Table::Half(tables(channels, *scale, normalize.as_ref(), |v| {
-                    f16::from_f32(v).to_bits()
-                })?)
-            }
-            (Dtype::Bf16, Values::Float { scale, normalize }) => {
-                Table::Half(tables(channels, *scale, normalize.as_ref(), |v| {
-                    bf16::from_f32(v).to_bits()
-                })?)
+        let converter = match (dtype, values) {
+            (Dtype::U8, Values::Raw) => None,
+            (Dtype::F16 | Dtype::Bf16 | Dtype::F32, Values::Float { scale, normalize }) => {
+                let normalization = match normalize {
+                    Some((mean, std)) => Normalization::new(channels, mean, std)?,
+                    None => Normalization::new(channels, &[0.0], &[1.0])?,
+                };
+                let unit = if *scale { u8::UNIT } else { 1.0 };
+                Some(Converter::new(&normalization, unit, size.width))
             }
             (Dtype::U8, Values::Float { .. }) => {
                 return Err(Error::argument("normalised values do not fit uint8"));
@@ -128,7 +119,7 @@ impl Emit {
                 ));
             }
         };
-        Ok(Self { size, channels, layout, dtype, table })
+        Ok(Self { size, channels, layout, dtype, converter })
     }
 
     /// The images' size.
@@ -185,63 +176,86 @@ impl Emit {
                 image.channels()
             )));
         }
-        let unaligned = |_| Error::argument("a batch buffer is not aligned to its type");
-        match &self.table {
-            Table::Raw => self.store(image, mirrored, place, |_, value| value),
-            Table::Half(table) => {
-                let place = bytemuck::try_cast_slice_mut(place).map_err(unaligned)?;
-                self.store(image, mirrored, place, |c, value| table[c][usize::from(value)]);
+        let copied = |_: Channels, from: &[u8], to: &mut [u8]| to.copy_from_slice(from);
+        match (self.dtype, &self.converter) {
+            (Dtype::F32, Some(converter)) => self.floats::<f32>(image, mirrored, place, converter),
+            (Dtype::F16, Some(converter)) => self.floats::<f16>(image, mirrored, place, converter),
+            (Dtype::Bf16, Some(converter)) => {
+                self.floats::<bf16>(image, mirrored, place, converter)
             }
-            Table::Single(table) => {
-                let place = bytemuck::try_cast_slice_mut(place).map_err(unaligned)?;
-                self.store(image, mirrored, place, |c, value| table[c][usize::from(value)]);
+            _ => {
+                self.store(image, mirrored, place, copied);
+                Ok(())
             }
         }
-        Ok(())
     }
 
-    fn store<T: Copy>(
+    fn floats<D: Float>(
         &self,
         image: ImageView<'_>,
         mirrored: bool,
-        place: &mut [T],
-        convert: impl Fn(usize, u8) -> T + Copy,
+        place: &mut [u8],
+        converter: &Converter,
+    ) -> Result<()> {
+        let place = bytemuck::try_cast_slice_mut::<u8, D>(place)
+            .map_err(|_| Error::argument("a batch buffer is not aligned to its type"))?;
+        let (level, mut room) = (Level::best(), Vec::new());
+        self.store(image, mirrored, place, |channels, from, to| {
+            converter.convert(level, channels, from, to, &mut room);
+        });
+        Ok(())
+    }
+
+    /// Line by line: mirrored, taken apart into channels, converted, put into its place.
+    fn store<D: Element>(
+        &self,
+        image: ImageView<'_>,
+        mirrored: bool,
+        place: &mut [D],
+        mut convert: impl FnMut(Channels, &[u8], &mut [D]),
     ) {
-        let (width, channels) = (self.size.width, self.channels);
-        for y in 0..self.size.height {
-            let row = image.row(y);
+        let Size { height, width } = self.size;
+        let (channels, level) = (self.channels, Level::best());
+        let mut backwards = vec![0; if mirrored { width * channels } else { 0 }];
+        let mut planes = vec![0; width * channels];
+        let mut values = vec![D::zeroed(); width * channels];
+        for y in 0..height {
+            let mut row = image.row(y);
+            if mirrored {
+                mirror(channels, row, &mut backwards);
+                row = &backwards;
+            }
             match self.layout {
                 Layout::Nchw => {
-                    for c in 0..channels {
-                        let start = (c * self.size.height + y) * width;
-                        let plane = &mut place[start..start + width];
-                        fill(plane, row[c..].iter().step_by(channels), mirrored, |value| {
-                            convert(c, value)
-                        });
+                    deinterleave(level, channels, row, &mut planes);
+                    for (c, plane) in planes.chunks_exact(width).enumerate() {
+                        let start = (c * height + y) * width;
+                        convert(Channels::One(c), plane, &mut place[start..][..width]);
                     }
                 }
                 Layout::Nhwc => {
-                    let target = &mut place[y * width * channels..][..width * channels];
-                    for c in 0..channels {
-                        let values = row[c..].iter().step_by(channels);
-                        let target = target[c..].iter_mut().step_by(channels);
-                        fill(target, values, mirrored, |value| convert(c, value));
-                    }
+                    let start = y * width * channels;
+                    convert(Channels::Packed, row, &mut place[start..][..width * channels]);
                 }
                 Layout::Patches { patch, order } => {
-                    let across = width / patch.width;
                     let vector = patch.pixels() * channels;
-                    let (patch_row, inner_y) = (y / patch.height, y % patch.height);
-                    let (column_step, channel_step) = match order {
-                        Order::Pqc => (channels, 1),
-                        Order::Cpq => (1, patch.pixels()),
-                    };
-                    for x in 0..width {
-                        let from = if mirrored { width - 1 - x } else { x };
-                        let inner = (inner_y * patch.width + x % patch.width) * column_step;
-                        let start = (patch_row * across + x / patch.width) * vector + inner;
-                        for c in 0..channels {
-                            place[start + c * channel_step] = convert(c, row[from * channels + c]);
+                    let strip = &mut place[y / patch.height * patch.height * width * channels..];
+                    let inner = y % patch.height;
+                    let stream = Stream::new(false);
+                    match order {
+                        Order::Pqc => {
+                            convert(Channels::Packed, row, &mut values);
+                            let run = patch.width * channels;
+                            deal(&stream, &values, run, &mut strip[inner * run..], vector);
+                        }
+                        Order::Cpq => {
+                            deinterleave(level, channels, row, &mut planes);
+                            for (c, plane) in planes.chunks_exact(width).enumerate() {
+                                let values = &mut values[..width];
+                                convert(Channels::One(c), plane, values);
+                                let start = (c * patch.height + inner) * patch.width;
+                                deal(&stream, values, patch.width, &mut strip[start..], vector);
+                            }
                         }
                     }
                 }
@@ -250,55 +264,19 @@ impl Emit {
     }
 }
 
-fn fill<'a, T: 'a>(
-    target: impl IntoIterator<Item = &'a mut T>,
-    values: impl DoubleEndedIterator<Item = &'a u8>,
-    mirrored: bool,
-    convert: impl Fn(u8) -> T,
-) {
-    if mirrored {
-        target.into_iter().zip(values.rev()).for_each(|(to, &value)| *to = convert(value));
+/// Writes the pixels of a row from the last to the first.
+fn mirror(channels: usize, row: &[u8], target: &mut [u8]) {
+    if channels == 3 {
+        // With the length known, a pixel is moved without a call.
+        let pixels = row.as_chunks::<3>().0.iter().rev();
+        target.as_chunks_mut::<3>().0.iter_mut().zip(pixels).for_each(|(to, from)| *to = *from);
     } else {
-        target.into_iter().zip(values).for_each(|(to, &value)| *to = convert(value));
+        let pixels = row.chunks_exact(channels).rev();
+        target
+            .chunks_exact_mut(channels)
+            .zip(pixels)
+            .for_each(|(to, from)| to.copy_from_slice(from));
     }
-}
-
-fn tables<T: Copy>(
-    channels: usize,
-    scale: bool,
-    normalize: Option<&(Vec<f32>, Vec<f32>)>,
-    cast: impl Fn(f32) -> T,
-) -> Result<Vec<[T; 256]>> {
-    let parameter = |name: &str, values: &[f32], c: usize| match values {
-        [value] => Ok(*value),
-        values if values.len() == channels => Ok(values[c]),
-        _ => Err(Error::argument(format!(
-            "{name} must have 1 or {channels} values, one for each channel, got {}",
-            values.len()
-        ))),
-    };
-    (0..channels)
-        .map(|c| {
-            let normalize = match normalize {
-                None => None,
-                Some((mean, std)) => {
-                    let (mean, std) = (parameter("mean", mean, c)?, parameter("std", std, c)?);
-                    if !mean.is_finite() || !std.is_finite() || std == 0.0 {
-                        return Err(Error::argument(format!(
-                            "mean must be finite and std finite and not 0, got {mean} and {std}"
-                        )));
-                    }
-                    Some((mean, std))
-                }
-            };
-            let mut value = 0.0_f32;
-            Ok([(); 256].map(|()| {
-                let scaled = if scale { value * (1.0 / 255.0) } else { value };
-                value += 1.0;
-                cast(normalize.map_or(scaled, |(mean, std)| (scaled - mean) / std))
-            }))
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -4,10 +4,12 @@
 //! Modules may import only what stands before them in this list, and a test holds that.
 
 pub mod error;
+pub mod memory;
 pub mod parallel;
 pub mod simd;
 
 pub mod image;
+pub mod line;
 pub mod rng;
 
 pub mod decode;

@@ -4,13 +4,13 @@
 //! in images it is a run (NHWC) or one run per channel (NCHW). All loads and stores of a strip stay within a few tens
 //! of kilobytes, so both sides are touched once and in cache, and threads share nothing.
 
-mod convert;
-
 use crate::error::{Error, Result};
+use crate::line::{
+    Channels, Converter, Element, Float, Normalization, Source, collect, deal, deinterleave,
+    interleave,
+};
 use crate::parallel;
-
-use convert::{Convert, Copied, Tables};
-pub use convert::{Float, Normalization};
+use crate::simd::{Level, Stream};
 
 /// Order of the values inside a patch vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,11 @@ impl Geometry {
         self.patch_height * self.width * self.channels
     }
 
+    /// Values of one line of an image, all channels.
+    fn line(&self) -> usize {
+        self.width * self.channels
+    }
+
     /// Values of one patch.
     fn patch(&self) -> usize {
         self.patch_height * self.patch_width * self.channels
@@ -127,7 +132,7 @@ impl Geometry {
 /// ```
 /// use vit_rs_core::patchify::{Geometry, Layout, Order, patchify};
 /// let geometry = Geometry::new((1, 2, 1, 4), (1, 2), Layout::Nchw, Order::Pqc)?;
-/// let mut patches = [0; 8];
+/// let mut patches = [0_u8; 8];
 /// patchify(&geometry, &[0, 1, 2, 3, 10, 11, 12, 13], &mut patches, 1)?;
 /// assert_eq!(patches, [0, 10, 1, 11, 2, 12, 3, 13]);
 /// # Ok::<(), vit_rs_core::error::Error>(())
@@ -135,274 +140,240 @@ impl Geometry {
 ///
 /// # Errors
 /// [`Error::Argument`] when a slice has another number of values than the geometry.
-pub fn patchify<T: Copy + Send + Sync>(
+pub fn patchify<T: Element>(
     geometry: &Geometry,
     images: &[T],
     patches: &mut [T],
     threads: usize,
 ) -> Result<()> {
-    convert_to_patches(geometry, &Copied, images, patches, threads)
+    cut(geometry, &Copied, images, patches, threads)
 }
 
-/// [`patchify`] of floats, with (value - mean) / std computed in f32 on the way.
+/// [`patchify`] with values converted to (value x unit - mean) / std on the way, computed in f32; the unit is 1/255 for
+/// 8-bit images, else 1.
 ///
 /// # Errors
 /// As [`patchify`], and for a normalisation of another number of channels.
-pub fn patchify_normalized<S: Float, D: Float>(
+pub fn patchify_normalized<S: Source, D: Float>(
     geometry: &Geometry,
     normalization: &Normalization,
     images: &[S],
     patches: &mut [D],
     threads: usize,
 ) -> Result<()> {
-    check_channels(geometry, normalization)?;
-    convert_to_patches(geometry, normalization, images, patches, threads)
-}
-
-/// [`patchify`] of 8-bit images, with (value x 1/255 - mean) / std computed in f32 on the way.
-///
-/// # Errors
-/// As [`patchify_normalized`].
-pub fn patchify_bytes<D: Float>(
-    geometry: &Geometry,
-    normalization: &Normalization,
-    images: &[u8],
-    patches: &mut [D],
-    threads: usize,
-) -> Result<()> {
-    check_channels(geometry, normalization)?;
-    convert_to_patches(geometry, &Tables::new(normalization), images, patches, threads)
-}
-
-fn check_channels(geometry: &Geometry, normalization: &Normalization) -> Result<()> {
-    if normalization.channels.len() == geometry.channels {
-        return Ok(());
+    if normalization.channels() != geometry.channels {
+        return Err(Error::argument(format!(
+            "the normalisation is of {} channels, the images have {}",
+            normalization.channels(),
+            geometry.channels
+        )));
     }
-    Err(Error::argument(format!(
-        "the normalisation is of {} channels, the images have {}",
-        normalization.channels.len(),
-        geometry.channels
-    )))
+    let converter = Converter::new(normalization, S::UNIT, geometry.width);
+    cut(geometry, &converter, images, patches, threads)
+}
+
+/// What becomes of a line's values before they are dealt into patches.
+trait Step<S, D>: Sync {
+    /// The values of `line` as they go into patches; `room` is memory for them.
+    fn values<'a>(
+        &self,
+        level: Level,
+        channels: Channels,
+        line: &'a [S],
+        room: &'a mut Values<D>,
+    ) -> &'a [D];
+
+    /// [`Element::interleave_in_runs`], where nothing else becomes of the values.
+    fn interleave_in_runs(
+        &self,
+        _: Level,
+        _planes: [&[S]; 3],
+        _run: usize,
+        _target: &mut [D],
+        _step: usize,
+    ) -> bool {
+        false
+    }
+}
+
+/// Memory for one line of values, and for what they are rounded from.
+struct Values<D> {
+    line: Vec<D>,
+    wide: Vec<f32>,
+}
+
+/// Values move as they are.
+struct Copied;
+
+impl<T: Element> Step<T, T> for Copied {
+    fn values<'a>(&self, _: Level, _: Channels, line: &'a [T], _: &'a mut Values<T>) -> &'a [T] {
+        line
+    }
+
+    fn interleave_in_runs(
+        &self,
+        level: Level,
+        planes: [&[T]; 3],
+        run: usize,
+        target: &mut [T],
+        step: usize,
+    ) -> bool {
+        T::interleave_in_runs(level, planes, run, target, step)
+    }
+}
+
+impl<S: Source, D: Float> Step<S, D> for Converter {
+    fn values<'a>(
+        &self,
+        level: Level,
+        channels: Channels,
+        line: &'a [S],
+        room: &'a mut Values<D>,
+    ) -> &'a [D] {
+        room.line.resize(line.len(), D::zeroed());
+        self.convert(level, channels, line, &mut room.line, &mut room.wide);
+        &room.line
+    }
 }
 
 /// Strips are handed out in groups of about this many values, so that taking one costs nothing beside it.
 const GROUP: usize = 1 << 16;
 
-fn convert_to_patches<S: Copy + Sync, D: Copy + Send>(
+/// Strips of up to this many bytes fit the nearest cache beside the lines that they are made of.
+const NEAR: usize = 24 << 10;
+
+fn cut<S: Element, D: Element>(
     geometry: &Geometry,
-    convert: &impl Convert<S, D>,
+    step: &impl Step<S, D>,
     images: &[S],
     patches: &mut [D],
     threads: usize,
 ) -> Result<()> {
     geometry.check(images, patches)?;
-    let threads = parallel::useful_threads(threads, size_of_val(patches));
+    let bytes = size_of_val(patches);
+    let threads = parallel::useful_threads(threads, bytes);
     let group = (GROUP / geometry.strip()).max(1);
     let groups = patches.chunks_mut(geometry.strip() * group).enumerate();
     parallel::for_each(threads, groups, |(index, patches)| {
+        let mut cutter = Cutter::new(geometry, step, bytes);
         for (i, strip) in patches.chunks_exact_mut(geometry.strip()).enumerate() {
             let (b, row) =
                 ((index * group + i) / geometry.rows(), (index * group + i) % geometry.rows());
-            let image = &images[b * geometry.image()..][..geometry.image()];
-            strip_to_patches(geometry, convert, image, row, strip);
+            cutter.write(&images[b * geometry.image()..][..geometry.image()], row, strip);
         }
     });
     Ok(())
 }
 
-/// Cuts row `row` of the patches of one image, line by line: the long runs are read, the short ones written.
-fn strip_to_patches<S: Copy, D: Copy>(
-    geometry: &Geometry,
-    convert: &impl Convert<S, D>,
-    image: &[S],
-    row: usize,
-    strip: &mut [D],
-) {
-    let Geometry { channels, width, patch_height, patch_width, .. } = *geometry;
-    let (patch, area, run) = (geometry.patch(), patch_height * patch_width, patch_width * channels);
-    let columns = width / patch_width;
-    let start = |y: usize| (row * patch_height + y) * width;
-    let line = |c: usize, y: usize| &image[c * geometry.plane() + start(y)..][..width];
-    let pixels = |y: usize| &image[start(y) * channels..][..width * channels];
-    match (geometry.layout, geometry.order) {
-        (Layout::Nchw, Order::Cpq) => {
-            for c in 0..channels {
-                let f = convert.channel(c);
-                for y in 0..patch_height {
-                    let target = &mut strip[c * area + y * patch_width..];
-                    deal(line(c, y), patch_width, target, patch, f);
-                }
-            }
+/// Cuts strips, line by line: long runs are read in their order, short ones written.
+struct Cutter<'a, S, D, T> {
+    geometry: &'a Geometry,
+    step: &'a T,
+    level: Level,
+    /// How runs are written to strips, and how strips that are made in `strip` are written to their place.
+    runs: Stream,
+    strips: Stream,
+    /// Memory for a strip, if it is to be written as one run; a line with its channels in another arrangement.
+    strip: Option<Vec<D>>,
+    arranged: Vec<S>,
+    values: Values<D>,
+}
+
+impl<'a, S: Element, D: Element, T: Step<S, D>> Cutter<'a, S, D, T> {
+    fn new(geometry: &'a Geometry, step: &'a T, bytes: usize) -> Self {
+        let strips = Stream::for_result(bytes);
+        let run = match geometry.order {
+            Order::Pqc => geometry.patch_width * geometry.channels,
+            Order::Cpq => geometry.patch_width,
+        };
+        // Past the caches go whole lines of them only. Short runs make such lines in a strip close by.
+        let near = geometry.strip() * size_of::<D>() <= NEAR;
+        let gathered = strips.past_caches() && near && !Stream::takes(run * size_of::<D>());
+        Self {
+            geometry,
+            step,
+            level: Level::best(),
+            runs: Stream::new(strips.past_caches() && !gathered),
+            strips,
+            strip: gathered.then(|| vec![D::zeroed(); geometry.strip()]),
+            arranged: vec![S::zeroed(); geometry.line()],
+            values: Values { line: Vec::new(), wide: Vec::new() },
         }
-        (Layout::Nchw, Order::Pqc) if channels == 3 => {
-            for y in 0..patch_height {
-                let lines = [0, 1, 2].map(|c| line(c, y));
-                for k in 0..columns {
-                    let planes = lines.map(|line| &line[k * patch_width..][..patch_width]);
-                    interleave(planes, &mut strip[k * patch + y * run..][..run], convert);
-                }
-            }
+    }
+
+    /// Writes row `row` of the patches of one image to its place.
+    fn write(&mut self, image: &[S], row: usize, place: &mut [D]) {
+        if let Some(mut strip) = self.strip.take() {
+            self.cut(image, row, &mut strip);
+            deal(&self.strips, &strip, strip.len(), place, strip.len());
+            self.strip = Some(strip);
+        } else {
+            self.cut(image, row, place);
         }
-        (Layout::Nchw, Order::Pqc) => {
-            for c in 0..channels {
-                let f = convert.channel(c);
-                for y in 0..patch_height {
-                    for k in 0..columns {
-                        let values = &line(c, y)[k * patch_width..][..patch_width];
-                        spread(channels, values, &mut strip[k * patch + y * run + c..], f);
+    }
+
+    /// Cuts row `row` of the patches of one image.
+    fn cut(&mut self, image: &[S], row: usize, strip: &mut [D]) {
+        let geometry = self.geometry;
+        let Geometry { channels, width, patch_height, layout, .. } = *geometry;
+        let start = |y: usize| (row * patch_height + y) * width;
+        let plane = |c: usize, y: usize| &image[c * geometry.plane() + start(y)..][..width];
+        let pixels = |y: usize| &image[start(y) * channels..][..width * channels];
+        match (layout, geometry.order) {
+            (Layout::Nchw, Order::Cpq) => {
+                for c in 0..channels {
+                    for y in 0..patch_height {
+                        self.channel(c, y, plane(c, y), strip);
                     }
                 }
             }
-        }
-        (Layout::Nhwc, Order::Pqc) if uniform(convert) => {
-            for y in 0..patch_height {
-                deal(pixels(y), run, &mut strip[y * run..], patch, convert.channel(0));
-            }
-        }
-        (Layout::Nhwc, Order::Pqc) => {
-            for y in 0..patch_height {
-                for k in 0..columns {
-                    let target = &mut strip[k * patch + y * run..][..run];
-                    packed(channels, &pixels(y)[k * run..][..run], target, convert);
-                }
-            }
-        }
-        (Layout::Nhwc, Order::Cpq) => {
-            for y in 0..patch_height {
-                for k in 0..columns {
-                    let pixels = &pixels(y)[k * run..][..run];
-                    for c in 0..channels {
-                        let first = k * patch + c * area + y * patch_width;
-                        let target = &mut strip[first..][..patch_width];
-                        strided(channels, c, pixels, target, convert.channel(c));
+            (Layout::Nchw, Order::Pqc) => {
+                let mut line = std::mem::take(&mut self.arranged);
+                for y in 0..patch_height {
+                    let done = channels == 3 && {
+                        let planes = [plane(0, y), plane(1, y), plane(2, y)];
+                        let (run, patch) = (geometry.patch_width, geometry.patch());
+                        let target = &mut strip[y * run * channels..];
+                        self.step.interleave_in_runs(self.level, planes, run, target, patch)
+                    };
+                    if !done {
+                        interleave(self.level, channels, |c| plane(c, y), &mut line);
+                        self.pixels(y, &line, strip);
                     }
                 }
+                self.arranged = line;
+            }
+            (Layout::Nhwc, Order::Cpq) => {
+                let mut planes = std::mem::take(&mut self.arranged);
+                for y in 0..patch_height {
+                    deinterleave(self.level, channels, pixels(y), &mut planes);
+                    for (c, line) in planes.chunks_exact(width).enumerate() {
+                        self.channel(c, y, line, strip);
+                    }
+                }
+                self.arranged = planes;
+            }
+            (Layout::Nhwc, Order::Pqc) => {
+                for y in 0..patch_height {
+                    self.pixels(y, pixels(y), strip);
+                }
             }
         }
     }
-}
 
-fn uniform<S, D, C: Convert<S, D>>(_: &C) -> bool {
-    C::UNIFORM
-}
-
-/// Calls `$f::<N, ..>(..)` for the run lengths that the field's patch sizes lead to, so that their loops are unrolled
-/// and free of calls, and with N = 0 for any other.
-macro_rules! with_length {
-    ($length:expr, $f:ident($($argument:expr),*)) => {
-        match $length {
-            2 => $f::<2, _, _>($($argument),*),
-            4 => $f::<4, _, _>($($argument),*),
-            7 => $f::<7, _, _>($($argument),*),
-            8 => $f::<8, _, _>($($argument),*),
-            14 => $f::<14, _, _>($($argument),*),
-            16 => $f::<16, _, _>($($argument),*),
-            32 => $f::<32, _, _>($($argument),*),
-            42 => $f::<42, _, _>($($argument),*),
-            48 => $f::<48, _, _>($($argument),*),
-            _ => $f::<0, _, _>($($argument),*),
-        }
-    };
-}
-
-/// A line's runs of `length` values to the starts of the chunks of `step` values.
-fn deal<S: Copy, D: Copy>(
-    line: &[S],
-    length: usize,
-    target: &mut [D],
-    step: usize,
-    f: impl Fn(S) -> D + Copy,
-) {
-    fn fixed<const N: usize, S: Copy, D: Copy>(
-        line: &[S],
-        length: usize,
-        target: &mut [D],
-        step: usize,
-        f: impl Fn(S) -> D + Copy,
-    ) {
-        let length = if N == 0 { length } else { N };
-        for k in 0..line.len() / length {
-            run(&line[k * length..][..length], &mut target[k * step..][..length], f);
-        }
+    /// Deals one channel of line `y` of a strip into its patches.
+    fn channel(&mut self, c: usize, y: usize, line: &[S], strip: &mut [D]) {
+        let Geometry { patch_height, patch_width, .. } = *self.geometry;
+        let values = self.step.values(self.level, Channels::One(c), line, &mut self.values);
+        let target = &mut strip[(c * patch_height + y) * patch_width..];
+        deal(&self.runs, values, patch_width, target, self.geometry.patch());
     }
-    with_length!(length, fixed(line, length, target, step, f));
-}
 
-/// The inverse of [`deal`]: the starts of the chunks of `step` values to a line's runs.
-fn collect<T: Copy>(source: &[T], step: usize, line: &mut [T], length: usize) {
-    fn fixed<const N: usize, T: Copy, U>(
-        source: &[T],
-        step: usize,
-        line: &mut [T],
-        length: usize,
-        _: U,
-    ) {
-        let length = if N == 0 { length } else { N };
-        for k in 0..line.len() / length {
-            run(&source[k * step..][..length], &mut line[k * length..][..length], |value| value);
-        }
-    }
-    with_length!(length, fixed(source, step, line, length, ()));
-}
-
-#[inline]
-fn run<S: Copy, D: Copy>(source: &[S], target: &mut [D], f: impl Fn(S) -> D) {
-    target.iter_mut().zip(source).for_each(|(to, &from)| *to = f(from));
-}
-
-/// A run to every `channels`-th place.
-fn spread<S: Copy, D>(channels: usize, source: &[S], target: &mut [D], f: impl Fn(S) -> D) {
-    target.iter_mut().step_by(channels).zip(source).for_each(|(to, &from)| *to = f(from));
-}
-
-/// Channel `c` of packed pixels to a run.
-fn strided<S: Copy, D>(
-    channels: usize,
-    c: usize,
-    pixels: &[S],
-    target: &mut [D],
-    f: impl Fn(S) -> D,
-) {
-    // With the stride known, the loop is unrolled without a check for each value.
-    if channels == 3 {
-        target.iter_mut().zip(pixels.chunks_exact(3)).for_each(|(to, from)| *to = f(from[c]));
-    } else {
-        let pixels = pixels[c..].iter().step_by(channels);
-        target.iter_mut().zip(pixels).for_each(|(to, &from)| *to = f(from));
-    }
-}
-
-/// Three planes to packed pixels.
-fn interleave<S: Copy, D: Copy>(planes: [&[S]; 3], pixels: &mut [D], convert: &impl Convert<S, D>) {
-    let [f0, f1, f2] = [convert.channel(0), convert.channel(1), convert.channel(2)];
-    let planes = planes[0].iter().zip(planes[1]).zip(planes[2]);
-    for (pixel, ((&first, &second), &third)) in pixels.chunks_exact_mut(3).zip(planes) {
-        pixel[0] = f0(first);
-        pixel[1] = f1(second);
-        pixel[2] = f2(third);
-    }
-}
-
-/// Packed pixels to packed pixels.
-fn packed<S: Copy, D>(
-    channels: usize,
-    source: &[S],
-    target: &mut [D],
-    convert: &impl Convert<S, D>,
-) {
-    if channels == 3 {
-        let [f0, f1, f2] = [convert.channel(0), convert.channel(1), convert.channel(2)];
-        for (to, from) in target.chunks_exact_mut(3).zip(source.chunks_exact(3)) {
-            to[0] = f0(from[0]);
-            to[1] = f1(from[1]);
-            to[2] = f2(from[2]);
-        }
-    } else {
-        for c in 0..channels {
-            let f = convert.channel(c);
-            let target = target[c..].iter_mut().step_by(channels);
-            target.zip(source[c..].iter().step_by(channels)).for_each(|(to, &from)| *to = f(from));
-        }
+    /// Deals the packed pixels of line `y` of a strip into its patches.
+    fn pixels(&mut self, y: usize, line: &[S], strip: &mut [D]) {
+        let run = self.geometry.patch_width * self.geometry.channels;
+        let values = self.step.values(self.level, Channels::Packed, line, &mut self.values);
+        deal(&self.runs, values, run, &mut strip[y * run..], self.geometry.patch());
     }
 }
 
@@ -410,22 +381,24 @@ fn packed<S: Copy, D>(
 ///
 /// # Errors
 /// [`Error::Argument`] when a slice has another number of values than the geometry.
-pub fn unpatchify<T: Copy + Send + Sync>(
+pub fn unpatchify<T: Element>(
     geometry: &Geometry,
     patches: &[T],
     images: &mut [T],
     threads: usize,
 ) -> Result<()> {
     geometry.check(patches, images)?;
-    let threads = parallel::useful_threads(threads, size_of_val(images));
+    let bytes = size_of_val(images);
+    let threads = parallel::useful_threads(threads, bytes);
     let rows = geometry.rows();
     let strip = |index: usize| &patches[index * geometry.strip()..][..geometry.strip()];
     let batch = images.chunks_exact_mut(geometry.image()).enumerate();
     if geometry.batch >= 2 * threads {
         parallel::for_each(threads, batch, |(b, image)| {
             let mut planes = planes(geometry, image);
+            let mut joiner = Joiner::new(geometry, bytes);
             for row in 0..rows {
-                patches_to_strip(geometry, strip(b * rows + row), row, &mut planes);
+                joiner.strip(strip(b * rows + row), row, &mut planes);
             }
         });
     } else {
@@ -434,7 +407,7 @@ pub fn unpatchify<T: Copy + Send + Sync>(
             strips.map(move |(row, pieces)| (b * rows + row, pieces))
         });
         parallel::for_each(threads, strips, |(index, mut pieces)| {
-            patches_to_strip(geometry, strip(index), 0, &mut pieces);
+            Joiner::new(geometry, bytes).strip(strip(index), 0, &mut pieces);
         });
     }
     Ok(())
@@ -460,58 +433,70 @@ fn strips<'a, T>(geometry: &Geometry, image: &'a mut [T]) -> Vec<Vec<&'a mut [T]
     strips
 }
 
-/// Writes one row of patches into row `row` of the pieces of an image.
-fn patches_to_strip<T: Copy>(
-    geometry: &Geometry,
-    strip: &[T],
-    row: usize,
-    pieces: &mut [&mut [T]],
-) {
-    let Geometry { channels, width, patch_height, patch_width, .. } = *geometry;
-    let (patch, area, run) = (geometry.patch(), patch_height * patch_width, patch_width * channels);
-    let columns = width / patch_width;
-    let start = |y: usize| (row * patch_height + y) * width;
-    match (geometry.layout, geometry.order) {
-        (Layout::Nchw, Order::Cpq) => {
-            for (c, plane) in pieces.iter_mut().enumerate() {
+/// Puts strips together, line by line: short runs are read, long ones written in their order.
+struct Joiner<'a, T> {
+    geometry: &'a Geometry,
+    level: Level,
+    stream: Stream,
+    /// Lines that are not in their last place yet, with their channels in both arrangements.
+    packed: Vec<T>,
+    planes: Vec<T>,
+}
+
+impl<'a, T: Element> Joiner<'a, T> {
+    fn new(geometry: &'a Geometry, bytes: usize) -> Self {
+        Self {
+            geometry,
+            level: Level::best(),
+            stream: Stream::for_result(bytes),
+            packed: vec![T::zeroed(); geometry.line()],
+            planes: vec![T::zeroed(); geometry.line()],
+        }
+    }
+
+    /// Writes one row of patches into row `row` of the pieces of an image.
+    fn strip(&mut self, strip: &[T], row: usize, pieces: &mut [&mut [T]]) {
+        let Self { level, stream, packed, planes, .. } = self;
+        let cached = Stream::new(false);
+        let Geometry { channels, width, patch_height, patch_width, layout, order, .. } =
+            *self.geometry;
+        let (patch, run) = (self.geometry.patch(), patch_width * channels);
+        let channel = |c: usize, y: usize| &strip[(c * patch_height + y) * patch_width..];
+        let pixels = |y: usize| &strip[y * run..];
+        let start = |y: usize| (row * patch_height + y) * width;
+        match (layout, order) {
+            (Layout::Nchw, Order::Cpq) => {
+                for (c, piece) in pieces.iter_mut().enumerate() {
+                    for y in 0..patch_height {
+                        let line = &mut piece[start(y)..][..width];
+                        collect(stream, channel(c, y), patch, line, patch_width);
+                    }
+                }
+            }
+            (Layout::Nchw, Order::Pqc) => {
                 for y in 0..patch_height {
-                    let line = &mut plane[start(y)..][..width];
-                    collect(&strip[c * area + y * patch_width..], patch, line, patch_width);
-                }
-            }
-        }
-        (Layout::Nchw, Order::Pqc) => {
-            for y in 0..patch_height {
-                for (c, plane) in pieces.iter_mut().enumerate() {
-                    let line = &mut plane[start(y)..][..width];
-                    for k in 0..columns {
-                        let pixels = &strip[k * patch + y * run..][..run];
-                        let target = &mut line[k * patch_width..][..patch_width];
-                        strided(channels, c, pixels, target, |value| value);
+                    collect(&cached, pixels(y), patch, packed, run);
+                    deinterleave(*level, channels, packed, planes);
+                    for (piece, line) in pieces.iter_mut().zip(planes.chunks_exact(width)) {
+                        deal(stream, line, width, &mut piece[start(y)..][..width], width);
                     }
                 }
             }
-        }
-        (Layout::Nhwc, Order::Pqc) => {
-            for y in 0..patch_height {
-                let line = &mut pieces[0][start(y) * channels..][..width * channels];
-                collect(&strip[y * run..], patch, line, run);
+            (Layout::Nhwc, Order::Pqc) => {
+                for y in 0..patch_height {
+                    let line = &mut pieces[0][start(y) * channels..][..width * channels];
+                    collect(stream, pixels(y), patch, line, run);
+                }
             }
-        }
-        (Layout::Nhwc, Order::Cpq) => {
-            for y in 0..patch_height {
-                let line = &mut pieces[0][start(y) * channels..][..width * channels];
-                for k in 0..columns {
-                    let first = k * patch + y * patch_width;
-                    let plane = |c: usize| &strip[first + c * area..][..patch_width];
-                    let pixels = &mut line[k * run..][..run];
-                    if channels == 3 {
-                        interleave([plane(0), plane(1), plane(2)], pixels, &Copied);
-                    } else {
-                        for c in 0..channels {
-                            spread(channels, plane(c), &mut pixels[c..], |value| value);
-                        }
+            (Layout::Nhwc, Order::Cpq) => {
+                for y in 0..patch_height {
+                    for (c, plane) in planes.chunks_exact_mut(width).enumerate() {
+                        collect(&cached, channel(c, y), patch, plane, patch_width);
                     }
+                    let plane = |c: usize| &planes[c * width..][..width];
+                    interleave(*level, channels, plane, packed);
+                    let line = &mut pieces[0][start(y) * channels..][..packed.len()];
+                    deal(stream, packed, packed.len(), line, packed.len());
                 }
             }
         }

@@ -1,28 +1,17 @@
 //! Batch memory: aligned, reused, written by many threads at once, returned when its last owner lets go.
 #![allow(unsafe_code)]
 
-use std::cell::UnsafeCell;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::error::{Error, Result};
-
-/// One cache line.
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+use crate::error::Result;
+use crate::memory::Buffer;
 
 /// Buffers of one size. A buffer that comes back is kept for the next batch, up to `keep` of them.
 #[derive(Debug)]
 pub struct Pool {
-    free: Mutex<Vec<Box<[UnsafeCell<Line>]>>>,
+    free: Mutex<Vec<Arc<Buffer>>>,
     bytes: usize,
     keep: usize,
-}
-
-impl std::fmt::Debug for Line {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Line")
-    }
 }
 
 impl Pool {
@@ -39,35 +28,21 @@ impl Pool {
     /// [`Error::Argument`] when memory is short.
     pub fn take(self: &Arc<Self>) -> Result<Slot> {
         let reused = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let lines = match reused {
-            Some(lines) => lines,
-            None => self.allocate()?,
+        let buffer = match reused {
+            Some(buffer) => buffer,
+            None => Arc::new(Buffer::new(self.bytes)?),
         };
-        Ok(Slot { lines, pool: Arc::clone(self) })
-    }
-}
-
-impl Pool {
-    /// Asks for zeroed memory, which the system hands out without touching it.
-    fn allocate(&self) -> Result<Box<[UnsafeCell<Line>]>> {
-        let lines: Box<[Line]> =
-            bytemuck::allocation::try_zeroed_slice_box(self.bytes.div_ceil(64)).map_err(|()| {
-                Error::argument(format!("no memory for a batch of {} bytes", self.bytes))
-            })?;
-        // SAFETY: UnsafeCell<Line> has the layout of Line, and the box is passed on whole.
-        Ok(unsafe { Box::from_raw(Box::into_raw(lines) as *mut [UnsafeCell<Line>]) })
+        Ok(Slot { buffer, pool: Arc::clone(self) })
     }
 }
 
 /// One batch's memory. Goes back to its pool when dropped, on whatever thread.
 #[derive(Debug)]
 pub struct Slot {
-    lines: Box<[UnsafeCell<Line>]>,
+    /// Shared with nobody: the pool's list and a Slot have it by turns.
+    buffer: Arc<Buffer>,
     pool: Arc<Pool>,
 }
-
-// SAFETY: a shared Slot is written only through `Part`s, which do not overlap.
-unsafe impl Sync for Slot {}
 
 impl Slot {
     /// The buffer's length in bytes.
@@ -85,7 +60,7 @@ impl Slot {
     /// The buffer's start, for an owner that lends the memory to foreign code.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
-        UnsafeCell::raw_get(self.lines.as_ptr()).cast()
+        self.buffer.as_ptr()
     }
 
     /// Hands the buffer out in parts of `bytes` bytes, each to one writer.
@@ -148,10 +123,9 @@ impl Part {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let lines = std::mem::take(&mut self.lines);
         let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
         if free.len() < self.pool.keep {
-            free.push(lines);
+            free.push(Arc::clone(&self.buffer));
         }
     }
 }

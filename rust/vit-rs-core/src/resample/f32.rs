@@ -7,12 +7,13 @@
 use super::taps::Taps;
 use crate::error::{Error, Result};
 use crate::parallel;
+use crate::simd::{self, Kernel, Level, Stream};
 
 /// Channels that go through both passes at once.
-const BLOCK: usize = 256;
+const BLOCK: usize = 384;
 
 /// Channels summed in registers.
-const LANES: usize = 32;
+const LANES: usize = 64;
 
 /// One axis: for each output sample the first input sample and its weights, zeros at either end left out.
 struct Rows {
@@ -81,7 +82,8 @@ pub fn resample(
             target.len()
         )));
     }
-    let threads = parallel::useful_threads(threads, size_of_val(source).max(size_of_val(target)));
+    let bytes = size_of_val(target);
+    let threads = parallel::useful_threads(threads, size_of_val(source).max(bytes));
     let parts = (threads / batch.max(1)).max(1);
     let rows = vertical.output().div_ceil(parts);
     let row = horizontal.output() * channels;
@@ -97,14 +99,15 @@ pub fn resample(
     let second_pass_horizontal = horizontal.weights() * vertical.output();
     let vertical_first = vertical.weights() * horizontal.input + second_pass_horizontal
         <= horizontal.weights() * vertical.input + second_pass_vertical;
+    let level = Level::best();
     parallel::for_each(threads, items, |(source, part, target)| {
         let count = target.len() / row;
         let vertical = &vertical.rows[part * rows..][..count];
-        if vertical_first {
-            vertical_then_horizontal(source, target, channels, vertical, &horizontal);
-        } else {
-            horizontal_then_vertical(source, target, channels, vertical, &horizontal);
-        }
+        let horizontal = &horizontal;
+        let stream = &Stream::for_result(bytes);
+        let passes =
+            Passes { source, target, channels, vertical, horizontal, vertical_first, stream };
+        simd::run(level, passes);
     });
     Ok(())
 }
@@ -120,78 +123,100 @@ fn table(prefix: usize, rows: usize, columns: usize, channels: usize) -> Result<
     }
 }
 
-/// Writes the rows of `target` that `vertical` describes; between the passes stands one row.
-fn vertical_then_horizontal(
-    source: &[f32],
-    target: &mut [f32],
+/// Both passes for some rows of a table.
+struct Passes<'a> {
+    source: &'a [f32],
+    target: &'a mut [f32],
     channels: usize,
-    vertical: &[(usize, Vec<f32>)],
-    horizontal: &Rows,
-) {
-    let stride = horizontal.input * channels;
-    let mut between = vec![0.0; horizontal.input * BLOCK.min(channels)];
-    for start in (0..channels).step_by(BLOCK) {
-        let block = BLOCK.min(channels - start);
-        let rows = target.chunks_exact_mut(horizontal.output() * channels);
-        for (row, (first, weights)) in rows.zip(vertical) {
-            for (column, cell) in between.chunks_exact_mut(block).take(horizontal.input).enumerate()
-            {
-                weighted_sum(
-                    cell,
-                    &source[first * stride + column * channels + start..],
-                    stride,
-                    weights,
-                );
+    /// What the rows of `target` are made of.
+    vertical: &'a [(usize, Vec<f32>)],
+    horizontal: &'a Rows,
+    vertical_first: bool,
+    stream: &'a Stream,
+}
+
+impl Kernel for Passes<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        if self.vertical_first {
+            self.vertical_then_horizontal();
+        } else {
+            self.horizontal_then_vertical();
+        }
+    }
+}
+
+impl Passes<'_> {
+    /// Between the passes stands one row.
+    #[inline(always)]
+    fn vertical_then_horizontal(self) {
+        let Self { source, target, channels, vertical, horizontal, stream, .. } = self;
+        let stride = horizontal.input * channels;
+        let mut between = vec![0.0; horizontal.input * BLOCK.min(channels)];
+        for start in (0..channels).step_by(BLOCK) {
+            let block = BLOCK.min(channels - start);
+            let rows = target.chunks_exact_mut(horizontal.output() * channels);
+            for (row, (first, weights)) in rows.zip(vertical) {
+                let cells = between.chunks_exact_mut(block).take(horizontal.input);
+                for (column, cell) in cells.enumerate() {
+                    let source = &source[first * stride + column * channels + start..];
+                    weighted_sum(cell, source, stride, weights);
+                }
+                let cells = row.chunks_exact_mut(channels);
+                for (cell, (first, weights)) in cells.zip(&horizontal.rows) {
+                    let between = &between[first * block..];
+                    finish(stream, &mut cell[start..][..block], between, block, weights);
+                }
             }
-            for (cell, (first, weights)) in row.chunks_exact_mut(channels).zip(&horizontal.rows) {
-                weighted_sum(
-                    &mut cell[start..][..block],
-                    &between[first * block..],
-                    block,
-                    weights,
-                );
+        }
+    }
+
+    /// Between the passes stand all the rows that are needed.
+    #[inline(always)]
+    fn horizontal_then_vertical(self) {
+        let Self { source, target, channels, vertical, horizontal, stream, .. } = self;
+        let begin = vertical.iter().map(|(first, _)| *first).min().unwrap_or(0);
+        let end = vertical.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0);
+        let stride = horizontal.input * channels;
+        let mut between = vec![0.0; (end - begin) * horizontal.output() * BLOCK.min(channels)];
+        for start in (0..channels).step_by(BLOCK) {
+            let block = BLOCK.min(channels - start);
+            let width = horizontal.output() * block;
+            for (row, cells) in between.chunks_exact_mut(width).take(end - begin).enumerate() {
+                let line = &source[(begin + row) * stride..][..stride];
+                for (cell, (first, weights)) in cells.chunks_exact_mut(block).zip(&horizontal.rows)
+                {
+                    weighted_sum(cell, &line[first * channels + start..], channels, weights);
+                }
+            }
+            let rows = target.chunks_exact_mut(horizontal.output() * channels);
+            for (row, (first, weights)) in rows.zip(vertical) {
+                let between = &between[(first - begin) * width..];
+                for (column, cell) in row.chunks_exact_mut(channels).enumerate() {
+                    let between = &between[column * block..];
+                    finish(stream, &mut cell[start..][..block], between, width, weights);
+                }
             }
         }
     }
 }
 
-/// Writes the rows of `target` that `vertical` describes; between the passes stand all the rows that they need.
-fn horizontal_then_vertical(
-    source: &[f32],
-    target: &mut [f32],
-    channels: usize,
-    vertical: &[(usize, Vec<f32>)],
-    horizontal: &Rows,
-) {
-    let begin = vertical.iter().map(|(first, _)| *first).min().unwrap_or(0);
-    let end = vertical.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0);
-    let stride = horizontal.input * channels;
-    let mut between = vec![0.0; (end - begin) * horizontal.output() * BLOCK.min(channels)];
-    for start in (0..channels).step_by(BLOCK) {
-        let block = BLOCK.min(channels - start);
-        let width = horizontal.output() * block;
-        for (row, cells) in between.chunks_exact_mut(width).take(end - begin).enumerate() {
-            let line = &source[(begin + row) * stride..][..stride];
-            for (cell, (first, weights)) in cells.chunks_exact_mut(block).zip(&horizontal.rows) {
-                weighted_sum(cell, &line[first * channels + start..], channels, weights);
-            }
-        }
-        let rows = target.chunks_exact_mut(horizontal.output() * channels);
-        for (row, (first, weights)) in rows.zip(vertical) {
-            let between = &between[(first - begin) * width..];
-            for (column, cell) in row.chunks_exact_mut(channels).enumerate() {
-                weighted_sum(
-                    &mut cell[start..][..block],
-                    &between[column * block..],
-                    width,
-                    weights,
-                );
-            }
-        }
+/// [`weighted_sum`] into the result, past the caches if it is that large.
+#[inline(always)]
+fn finish(stream: &Stream, target: &mut [f32], source: &[f32], stride: usize, weights: &[f32]) {
+    if !stream.past_caches() {
+        weighted_sum(target, source, stride, weights);
+        return;
     }
+    let mut sums = [0.0; BLOCK];
+    let sums = &mut sums[..target.len()];
+    weighted_sum(sums, source, stride, weights);
+    stream.copy(bytemuck::cast_slice(sums), bytemuck::cast_slice_mut(target));
 }
 
 /// `target[x] = sum over k of weights[k] * source[k * stride + x]`.
+#[inline(always)]
 fn weighted_sum(target: &mut [f32], source: &[f32], stride: usize, weights: &[f32]) {
     let (lanes, rest) = target.as_chunks_mut::<LANES>();
     let done = lanes.len() * LANES;

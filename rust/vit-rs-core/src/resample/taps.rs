@@ -91,7 +91,6 @@ pub struct Axis {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Taps {
     input: usize,
-    longest: usize,
     /// First input sample of each row.
     first: Vec<usize>,
     /// Row `i` owns `weights[start[i]..start[i + 1]]`.
@@ -103,14 +102,13 @@ impl Taps {
     fn new(input: usize, output: usize) -> Self {
         let mut start = Vec::with_capacity(output + 1);
         start.push(0);
-        Self { input, longest: 0, first: Vec::with_capacity(output), start, weights: Vec::new() }
+        Self { input, first: Vec::with_capacity(output), start, weights: Vec::new() }
     }
 
     fn push(&mut self, first: usize, weights: &[f64]) {
         self.first.push(first);
         self.weights.extend_from_slice(weights);
         self.start.push(self.weights.len());
-        self.longest = self.longest.max(weights.len());
     }
 
     /// The first input sample of output sample `i`, and the weights from there on. They sum to 1.
@@ -120,24 +118,6 @@ impl Taps {
     #[must_use]
     pub fn row(&self, i: usize) -> (usize, &[f64]) {
         (self.first[i], &self.weights[self.start[i]..self.start[i + 1]])
-    }
-
-    /// Length of the longest row.
-    #[must_use]
-    pub fn max_taps(&self) -> usize {
-        self.longest
-    }
-
-    /// Number of weights in all rows.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.weights.len()
-    }
-
-    /// Whether there is no weight; never true, for no axis is empty.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.weights.is_empty()
     }
 
     /// Samples before.

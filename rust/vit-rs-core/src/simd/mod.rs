@@ -1,6 +1,73 @@
-//! What the CPU can do, found out once. Kernels for single instruction sets live beside this file.
+//! What the CPU can do, found out once, and the few things that need to know.
+//!
+//! Kernels are plain loops. [`run`] compiles them for each instruction set that pays and calls the version for a
+//! [`Level`]: the operations and their order are the same on all, so the results are equal bits.
+#![allow(unsafe_code)]
+
+mod interleave;
+mod stream;
 
 use std::sync::OnceLock;
+
+pub(crate) use interleave::{deinterleave_bytes, interleave_bytes, interleave_bytes_in_runs};
+pub(crate) use stream::Stream;
+
+/// An instruction set that this CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level(Set);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Set {
+    /// What every CPU of the architecture has.
+    Baseline,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Level {
+    /// All that this CPU has, weakest first.
+    #[must_use]
+    pub fn all() -> &'static [Self] {
+        static LEVELS: OnceLock<Vec<Level>> = OnceLock::new();
+        LEVELS.get_or_init(|| {
+            let mut levels = vec![Self(Set::Baseline)];
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx2") {
+                levels.push(Self(Set::Avx2));
+            }
+            levels
+        })
+    }
+
+    /// The strongest.
+    #[must_use]
+    pub fn best() -> Self {
+        *Self::all().last().unwrap_or(&Self(Set::Baseline))
+    }
+}
+
+/// A loop that is compiled for every level.
+pub(crate) trait Kernel {
+    type Output;
+    /// The loop. It and all that it calls are `#[inline(always)]`: what is not inlined stays at the baseline.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs a kernel's version for `level`.
+pub(crate) fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
+    match level.0 {
+        Set::Baseline => kernel.run(),
+        // SAFETY: this level exists only where the CPU has AVX2.
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx2 => unsafe { run_avx2(kernel) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
 
 /// The instruction sets that matter here and that this CPU has, weakest first.
 #[must_use]

@@ -1,0 +1,313 @@
+//! What becomes of values on their way: (value x unit - mean) / std in f32, each step rounded, as torchvision does.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::Element;
+use crate::error::{Error, Result};
+use crate::simd::{self, Kernel, Level};
+
+/// A value to convert from.
+pub trait Source: Element {
+    /// What a value is multiplied by to be of the range 0 to 1.
+    const UNIT: f32;
+    /// Writes each value of a line, converted.
+    #[doc(hidden)]
+    fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>);
+}
+
+/// A value to convert to: a float.
+pub trait Float: Element {
+    /// Lets `write` write f32 values and rounds them to `target`, to the nearest, ties to even. `room` is memory.
+    #[doc(hidden)]
+    fn round(
+        level: Level,
+        target: &mut [Self],
+        room: &mut Vec<f32>,
+        write: impl FnOnce(&mut [f32]),
+    );
+}
+
+/// Unit, mean and standard deviation for the values of a line.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a> {
+    unit: f32,
+    by: MeanStd<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum MeanStd<'a> {
+    /// The same for all values.
+    Uniform(f32, f32),
+    /// One of each for each value.
+    Each(&'a [f32], &'a [f32]),
+}
+
+struct Convert<'a, S> {
+    source: &'a [S],
+    target: &'a mut [f32],
+    by: Affine<'a>,
+}
+
+impl<S: Copy + Into<f32>> Kernel for Convert<'_, S> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let unit = self.by.unit;
+        let values = self.target.iter_mut().zip(self.source);
+        match self.by.by {
+            MeanStd::Uniform(mean, std) => {
+                values.for_each(|(to, &from)| *to = (from.into() * unit - mean) / std);
+            }
+            MeanStd::Each(means, stds) => {
+                for ((to, &from), (mean, std)) in values.zip(means.iter().zip(stds)) {
+                    *to = (from.into() * unit - mean) / std;
+                }
+            }
+        }
+    }
+}
+
+impl Source for u8 {
+    const UNIT: f32 = 1.0 / 255.0;
+    fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>) {
+        simd::run(level, Convert { source, target, by });
+    }
+}
+
+impl Source for f32 {
+    const UNIT: f32 = 1.0;
+    fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>) {
+        simd::run(level, Convert { source, target, by });
+    }
+}
+
+impl Source for f16 {
+    const UNIT: f32 = 1.0;
+    fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>) {
+        in_pieces(level, source, target, by);
+    }
+}
+
+impl Source for bf16 {
+    const UNIT: f32 = 1.0;
+    fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>) {
+        in_pieces(level, source, target, by);
+    }
+}
+
+/// Widens to f32 on the stack, then converts.
+fn in_pieces<S>(level: Level, source: &[S], target: &mut [f32], by: Affine<'_>)
+where
+    [S]: HalfFloatSliceExt,
+{
+    const PIECE: usize = 256;
+    let mut wide = [0.0; PIECE];
+    for (i, (source, target)) in source.chunks(PIECE).zip(target.chunks_mut(PIECE)).enumerate() {
+        let wide = &mut wide[..source.len()];
+        source.convert_to_f32_slice(wide);
+        let from = i * PIECE;
+        let by = match by.by {
+            MeanStd::Uniform(..) => by,
+            MeanStd::Each(means, stds) => {
+                Affine { by: MeanStd::Each(&means[from..], &stds[from..]), ..by }
+            }
+        };
+        simd::run(level, Convert { source: wide, target, by });
+    }
+}
+
+impl Float for f32 {
+    fn round(_: Level, target: &mut [Self], _: &mut Vec<f32>, write: impl FnOnce(&mut [f32])) {
+        write(target);
+    }
+}
+
+impl Float for f16 {
+    fn round(_: Level, target: &mut [Self], room: &mut Vec<f32>, write: impl FnOnce(&mut [f32])) {
+        room.resize(target.len(), 0.0);
+        write(room);
+        target.convert_from_f32_slice(room);
+    }
+}
+
+impl Float for bf16 {
+    fn round(
+        level: Level,
+        target: &mut [Self],
+        room: &mut Vec<f32>,
+        write: impl FnOnce(&mut [f32]),
+    ) {
+        room.resize(target.len(), 0.0);
+        write(room);
+        simd::run(level, RoundBf16 { source: room, target });
+    }
+}
+
+struct RoundBf16<'a> {
+    source: &'a [f32],
+    target: &'a mut [bf16],
+}
+
+impl Kernel for RoundBf16<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        for (to, from) in self.target.iter_mut().zip(self.source) {
+            let bits = from.to_bits();
+            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            let quiet = bits >> 16 | 0x40;
+            *to = bf16::from_bits(if from.is_nan() { quiet } else { nearest } as u16);
+        }
+    }
+}
+
+/// Mean and standard deviation of each channel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Normalization {
+    channels: Vec<(f32, f32)>,
+}
+
+impl Normalization {
+    /// One mean and one std for each of `channels` channels, or one of either for all.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for another number of values, one that is not finite, or a std of 0.
+    pub fn new(channels: usize, mean: &[f32], std: &[f32]) -> Result<Self> {
+        for (name, values) in [("mean", mean), ("std", std)] {
+            if values.len() != 1 && values.len() != channels {
+                return Err(Error::argument(format!(
+                    "{name} must have 1 or {channels} values, one for each channel, got {}",
+                    values.len()
+                )));
+            }
+            if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                return Err(Error::argument(format!("{name} must be finite, got {value}")));
+            }
+        }
+        if std.contains(&0.0) {
+            return Err(Error::argument("std must not be 0"));
+        }
+        let pick = |values: &[f32], c: usize| if values.len() == 1 { values[0] } else { values[c] };
+        Ok(Self { channels: (0..channels).map(|c| (pick(mean, c), pick(std, c))).collect() })
+    }
+
+    /// The number of channels.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.channels.len()
+    }
+}
+
+/// Which channel the values of a line belong to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Channels {
+    /// All to this one.
+    One(usize),
+    /// To each in turn.
+    Packed,
+}
+
+/// A normalisation made ready for lines.
+#[derive(Clone, Debug)]
+pub(crate) struct Converter {
+    unit: f32,
+    channels: Vec<(f32, f32)>,
+    /// The mean and the std of each value of a packed line.
+    packed: (Vec<f32>, Vec<f32>),
+}
+
+impl Converter {
+    /// For packed lines of up to `width` pixels. Values are multiplied by `unit` first.
+    pub(crate) fn new(normalization: &Normalization, unit: f32, width: usize) -> Self {
+        let channels = normalization.channels.clone();
+        let packed = channels.iter().copied().cycle().take(width * channels.len()).unzip();
+        Self { unit, channels, packed }
+    }
+
+    /// Writes a line, converted.
+    pub(crate) fn convert<S: Source, D: Float>(
+        &self,
+        level: Level,
+        channels: Channels,
+        source: &[S],
+        target: &mut [D],
+        room: &mut Vec<f32>,
+    ) {
+        let by = match channels {
+            Channels::One(c) => MeanStd::Uniform(self.channels[c].0, self.channels[c].1),
+            Channels::Packed => MeanStd::Each(&self.packed.0, &self.packed.1),
+        };
+        let by = Affine { unit: self.unit, by };
+        D::round(level, target, room, |target| S::convert(level, source, target, by));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn check<S: Source, D: Float>(
+        values: &[S],
+        wide: impl Fn(S) -> f32,
+        bits: impl Fn(D) -> u32,
+        rounded: impl Fn(f32) -> u32,
+    ) {
+        let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, -0.225]);
+        let normalization = Normalization::new(3, &mean, &std).unwrap();
+        let converter = Converter::new(&normalization, S::UNIT, values.len().div_ceil(3));
+        let mut room = Vec::new();
+        for &level in Level::all() {
+            let mut target = vec![D::zeroed(); values.len()];
+            let mut compare = |channels: Channels, channel: &dyn Fn(usize) -> usize| {
+                converter.convert(level, channels, values, &mut target, &mut room);
+                for (i, (&from, &to)) in values.iter().zip(&target).enumerate() {
+                    let c = channel(i);
+                    let expected = rounded((wide(from) * S::UNIT - mean[c]) / std[c]);
+                    assert_eq!(bits(to), expected, "{level:?}, {channels:?}, value {i}");
+                }
+            };
+            compare(Channels::Packed, &|i| i % 3);
+            compare(Channels::One(1), &|_| 1);
+        }
+    }
+
+    #[test]
+    fn each_value_is_converted_as_one_by_one() {
+        let bytes: Vec<u8> = (0..=255).chain(0..44).collect();
+        let floats: Vec<f32> = [0.0, -0.0, f32::INFINITY, f32::MAX, 1e-45, 65504.0, 0.3, -7e4]
+            .into_iter()
+            .chain((0..600_u32).map(|i| f32::from_bits(i.wrapping_mul(0x0123_4567))))
+            .filter(|value| !value.is_nan())
+            .collect();
+        let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).filter(|v| !v.is_nan()).collect();
+        let brains: Vec<bf16> =
+            (0..=u16::MAX).map(bf16::from_bits).filter(|v| !v.is_nan()).collect();
+        let single = (|to: f32| to.to_bits(), f32::to_bits);
+        let half = (|to: f16| to.to_bits().into(), |v: f32| f16::from_f32(v).to_bits().into());
+        let brain = (|to: bf16| to.to_bits().into(), |v: f32| bf16::from_f32(v).to_bits().into());
+        check(&bytes, f32::from, single.0, single.1);
+        check(&bytes, f32::from, half.0, half.1);
+        check(&bytes, f32::from, brain.0, brain.1);
+        check(&floats, |v| v, single.0, single.1);
+        check(&floats, |v| v, half.0, half.1);
+        check(&floats, |v| v, brain.0, brain.1);
+        check(&halves, f16::to_f32, brain.0, brain.1);
+        check(&brains, bf16::to_f32, half.0, half.1);
+    }
+
+    #[test]
+    fn nan_stays_nan() {
+        let normalization = Normalization::new(1, &[0.0], &[1.0]).unwrap();
+        let converter = Converter::new(&normalization, 1.0, 1);
+        for &level in Level::all() {
+            let mut target = [bf16::ZERO; 2];
+            // The second would be rounded to infinity by arithmetic on its bits.
+            let values = [f32::NAN, f32::from_bits(0x7f80_0001)];
+            converter.convert(level, Channels::One(0), &values, &mut target, &mut Vec::new());
+            assert!(target.iter().all(|value| value.is_nan()), "{level:?}");
+        }
+    }
+}
