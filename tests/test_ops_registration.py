@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 import vit_rs
-from vit_rs import _reference, ops
+from vit_rs import _reference
+from vit_rs.ops import patches, resampling
 
 OPERATORS = torch.ops.vit_rs
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
@@ -49,8 +50,15 @@ def test_opcheck_the_rest():
     torch.library.opcheck(OPERATORS.unpatchify_out.default, (out, [8, 12], [4, 6], "pqc", "NCHW", None, back))
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         posemb = torch.randn(2, 13, 5, dtype=dtype, requires_grad=True)
-        torch.library.opcheck(OPERATORS.resample_abs_pos_embed.default, (posemb, [5, 2], [3, 4], 1, "bicubic", True))
+        resample = OPERATORS.resample_abs_pos_embed.default
+        torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, "bicubic", True))
+        torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, "bilinear", False, True, None, None, 0.0, None))
+        stepped = ("bicubic", False, False, -0.6, [0.5, 0.7], 0.0, torch.float64)
+        torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, *stepped))
+        shifted = ("bicubic", False, False, -0.75, None, 0.1, torch.float32)
+        torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, *shifted))
     torch.library.opcheck(OPERATORS.interpolation_matrix.default, (5, 8, "bilinear", False, True))
+    torch.library.opcheck(OPERATORS.interpolation_matrix.default, (5, 8, "bicubic", False, False, -0.75, None, 0.1))
 
 
 @pytest.mark.parametrize("order", ["pqc", "cpq"])
@@ -195,19 +203,19 @@ def test_other_devices(device, layout, order):
 
 def test_torch_kernels_equal_the_cpu_kernels():
     """What runs on other devices, called here on the CPU."""
-    from vit_rs import _operators
+    from vit_rs.ops import _patch_operators
 
     batch = images(dtype=torch.uint8)
     arguments = (batch, [4, 6], "cpq", "NCHW", MEAN, STD, torch.bfloat16, None)
     expected = OPERATORS.patchify(*arguments)
-    assert torch.equal(_operators._patchify_torch(*arguments), expected)
+    assert torch.equal(_patch_operators._patchify_torch(*arguments), expected)
     out = torch.empty_like(expected)
-    _operators._patchify_out_torch(*arguments, out)
+    _patch_operators._patchify_out_torch(*arguments, out)
     assert torch.equal(out, expected)
     arguments = (expected, [8, 12], [4, 6], "cpq", "NHWC", None)
-    assert torch.equal(_operators._unpatchify_torch(*arguments), OPERATORS.unpatchify(*arguments))
+    assert torch.equal(_patch_operators._unpatchify_torch(*arguments), OPERATORS.unpatchify(*arguments))
     out = torch.empty(2, 8, 12, 3, dtype=torch.bfloat16)
-    _operators._unpatchify_out_torch(*arguments, out)
+    _patch_operators._unpatchify_out_torch(*arguments, out)
     assert torch.equal(out, OPERATORS.unpatchify(*arguments))
 
 
@@ -245,6 +253,7 @@ def test_results_keep_no_input_alive():
 
 
 def test_examples():
-    results = doctest.testmod(ops, verbose=False)
-    assert results.attempted >= 3
-    assert results.failed == 0
+    for module, examples in ((patches, 1), (resampling, 2)):
+        results = doctest.testmod(module, verbose=False)
+        assert results.attempted >= examples
+        assert results.failed == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vit_rs import _core
 from vit_rs._core import __version__
-from vit_rs.ops import interpolation_matrix, patchify, resample_abs_pos_embed, unpatchify
+from vit_rs.ops import interpolation_matrix, patchify, resample_abs_pos_embed, resample_patch_embed, unpatchify
 
 if TYPE_CHECKING:
     from vit_rs import (
@@ -39,6 +39,7 @@ __all__ = [
     "patchify",
     "recipes",
     "resample_abs_pos_embed",
+    "resample_patch_embed",
     "training",
     "transforms",
     "unpatchify",

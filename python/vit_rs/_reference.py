@@ -1,9 +1,11 @@
-"""The operators in plain torch: oracle of the tests, peer of the benches, path of devices other than the CPU.
+"""The operators in plain torch: oracle of the tests, peer of the benches, path of other devices and exported graphs.
 
 Arguments are those of `vit_rs.ops`, already checked. B batch, C channels, H W image, P Q patch, D width.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,19 +83,28 @@ def resample_abs_pos_embed(  # noqa: PLR0917  timm's signature
     num_prefix_tokens: int = 1,
     interpolation: str = "bicubic",
     antialias: bool = True,
+    *,
+    align_corners: bool = False,
+    offset: float = 0.0,
 ) -> Tensor:
     """Resample the grid of (B, prefix + rows*columns, D) position embeddings with `F.interpolate`.
 
-    Computed in float32, float64 in itself. The grid is channels-last in memory, for which one channel is doubled: the
-    antialiased kernel that torch 2.15 has for contiguous NCHW is wrong where the output is one column wide.
+    An offset goes into the scale factors, as DINO has it. Computed in float32, float64 in itself. The grid is
+    channels-last in memory, for which one channel is doubled: the antialiased kernel that torch 2.15 has for contiguous
+    NCHW is wrong where the output is one column wide.
     """
     prefix, grid = posemb[:, :num_prefix_tokens], posemb[:, num_prefix_tokens:]
     grid = grid if grid.dtype == torch.float64 else grid.float()
     grid = grid.reshape(posemb.shape[0], *old_size, posemb.shape[2]).permute(0, 3, 1, 2)  # (B, D, h, w)
     D = grid.shape[1]
     grid = grid.expand(-1, max(D, 2), -1, -1).contiguous(memory_format=torch.channels_last)
-    grid = F.interpolate(grid, size=new_size, mode=interpolation, antialias=antialias)[:, :D]
-    grid = grid.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h*w, D)
+    options: dict[str, Any] = {"mode": interpolation, "antialias": antialias, "align_corners": align_corners}
+    if offset == 0.0:
+        grid = F.interpolate(grid, size=new_size, **options)
+    else:
+        factors = tuple((new + offset) / old for old, new in zip(old_size, new_size, strict=True))
+        grid = F.interpolate(grid, scale_factor=factors, **options)
+    grid = grid[:, :D].permute(0, 2, 3, 1).flatten(1, 2)  # (B, h*w, D)
     return torch.cat([prefix, grid.to(posemb.dtype)], dim=1)
 
 

@@ -1,9 +1,4 @@
-"""The `torch.library` operators behind `vit_rs.ops`: kernels, shapes for tracing, gradients.
-
-Each operator has a CPU kernel, which calls Rust, and a kernel in plain torch for every other device. The number of
-threads is read inside the CPU kernel, never in traced code. Arguments come from the dispatcher: positional, sizes as
-lists; `vit_rs.ops` has checked them, and Rust checks again what it relies on.
-"""
+"""The operators behind `patchify` and `unpatchify`: kernels, shapes for tracing, gradients."""
 
 # ruff: noqa: PLR0917  the dispatcher hands its arguments over by position
 from __future__ import annotations
@@ -12,25 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.library import Library
 
 from vit_rs import _core, _reference
+from vit_rs.ops._library import register
+from vit_rs.ops._memory import new_result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = [
-    "interpolation_matrix",
-    "patchify",
-    "patchify_out",
-    "resample_abs_pos_embed",
-    "resample_densely",
-    "unpatchify",
-    "unpatchify_out",
-]
+__all__ = ["patchify", "patchify_out", "unpatchify", "unpatchify_out"]
 
 
 def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
@@ -155,7 +141,7 @@ def _patchify_cpu(
     dtype: torch.dtype | None = None,
     num_threads: int | None = None,
 ) -> Tensor:
-    out = _patchify_empty(images, patch_size, layout=layout, dtype=dtype)
+    out = new_result(images, _patches_shape(images, patch_size, layout), images.dtype if dtype is None else dtype)
     _patchify_out_cpu(images, patch_size, order, layout, mean, std, dtype, num_threads, out)
     return out
 
@@ -248,7 +234,7 @@ def _unpatchify_cpu(
     layout: str = "NCHW",
     num_threads: int | None = None,
 ) -> Tensor:
-    out = _unpatchify_empty(patches, image_size, patch_size, order, layout)
+    out = new_result(patches, _images_shape(patches, image_size, patch_size, layout), patches.dtype)
     _unpatchify_out_cpu(patches, image_size, patch_size, order, layout, num_threads, out)
     return out
 
@@ -276,147 +262,11 @@ def _unpatchify_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return patchify(grad, patch_size, order, layout, None, None, None, ctx.num_threads), None, None, None, None, None
 
 
-def _resample_cpu(
-    posemb: Tensor,
-    new_size: list[int],
-    old_size: list[int],
-    num_prefix_tokens: int = 1,
-    interpolation: str = "bicubic",
-    antialias: bool = True,
-) -> Tensor:
-    if posemb.dtype == torch.float64:
-        return resample_densely(posemb, new_size, old_size, num_prefix_tokens, interpolation, antialias)
-    source = posemb.float().contiguous()
-    B, _, D = source.shape
-    target = source.new_empty(B, num_prefix_tokens + new_size[0] * new_size[1], D)
-    _core.resample_tokens(
-        source.view(-1).numpy(),
-        target.view(-1).numpy(),
-        batch=B,
-        prefix=num_prefix_tokens,
-        channels=D,
-        old_size=(old_size[0], old_size[1]),
-        new_size=(new_size[0], new_size[1]),
-        interpolation=interpolation,
-        antialias=antialias,
-        align_corners=False,
-        a=None,
-        scale=(None, None),
-        num_threads=torch.get_num_threads(),
-    )
-    return target.to(posemb.dtype)
-
-
-def resample_densely(
-    posemb: Tensor,
-    new_size: list[int] | tuple[int, int],
-    old_size: list[int] | tuple[int, int],
-    num_prefix_tokens: int = 1,
-    interpolation: str = "bicubic",
-    antialias: bool = True,
-) -> Tensor:
-    """Resample a grid by two matrix products: any device, differentiable, visible to compilers."""
-    compute = torch.promote_types(posemb.dtype, torch.float32)
-    matrices = [
-        interpolation_matrix(old, new, interpolation, antialias, False, None, None).to(posemb.device, compute)
-        for old, new in zip(old_size, new_size, strict=True)
-    ]
-    return _apply(posemb, matrices, old_size, num_prefix_tokens)
-
-
-def _apply(
-    posemb: Tensor, matrices: list[Tensor], old_size: list[int] | tuple[int, int], num_prefix_tokens: int
-) -> Tensor:
-    vertical, horizontal = matrices
-    B, _, D = posemb.shape
-    # Autocast would take the products, and with them the table, to half precision.
-    with torch.autocast(posemb.device.type, enabled=False):
-        grid = posemb[:, num_prefix_tokens:].to(vertical.dtype)
-        grid = horizontal @ grid.reshape(B, old_size[0], old_size[1], D)  # (B, h, new w, D)
-        grid = vertical @ grid.flatten(2)  # (B, new h, new w * D)
-    grid = grid.reshape(B, vertical.shape[0] * horizontal.shape[0], D).to(posemb.dtype)
-    return torch.cat([posemb[:, :num_prefix_tokens], grid], dim=1)
-
-
-def _resample_fake(
-    posemb: Tensor,
-    new_size: list[int],
-    old_size: list[int],  # noqa: ARG001  the operator's signature
-    num_prefix_tokens: int = 1,
-    interpolation: str = "bicubic",  # noqa: ARG001
-    antialias: bool = True,  # noqa: ARG001
-) -> Tensor:
-    return posemb.new_empty(posemb.shape[0], num_prefix_tokens + new_size[0] * new_size[1], posemb.shape[2])
-
-
-def _resample_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001  torch's signature
-    _, *ctx.resampling = inputs
-
-
-def _resample_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    new_size, old_size, num_prefix_tokens, interpolation, antialias = ctx.resampling
-    compute = torch.promote_types(grad.dtype, torch.float32)
-    transposed = [
-        interpolation_matrix(old, new, interpolation, antialias, False, None, None).T.to(grad.device, compute)
-        for old, new in zip(old_size, new_size, strict=True)
-    ]
-    return _apply(grad, transposed, new_size, num_prefix_tokens), None, None, None, None, None
-
-
-def _matrix(
-    in_size: int,
-    out_size: int,
-    interpolation: str = "bicubic",
-    antialias: bool = True,
-    align_corners: bool = False,
-    a: float | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    matrix = _core.interpolation_matrix(
-        in_size,
-        out_size,
-        interpolation=interpolation,
-        antialias=antialias,
-        align_corners=align_corners,
-        a=a,
-        scale=scale,
-    )
-    return torch.from_numpy(matrix).view(out_size, in_size)
-
-
-def _matrix_fake(in_size: int, out_size: int, *settings: object) -> Tensor:  # noqa: ARG001  the operator's signature
-    return torch.empty(out_size, in_size, dtype=torch.float64)
-
-
 def _nothing(*arguments: object) -> None:
     """Tell the shapes of an operator that returns nothing."""
 
 
-# Typed as Any: torch leaves the methods of Library untyped.
-_LIBRARY: Any = Library("vit_rs", "DEF")  # type: ignore[no-untyped-call]
-
-
-def _register(
-    signature: str,
-    cpu: Callable[..., Any] | None,
-    elsewhere: Callable[..., Any],
-    fake: Callable[..., Any],
-    gradient: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
-) -> Any:
-    """Define one operator and give it its kernels; `elsewhere` serves every device without a kernel of its own."""
-    name = signature[: signature.index("(")]
-    _LIBRARY.define(signature)
-    _LIBRARY.impl(name, elsewhere, "CompositeExplicitAutograd")
-    if cpu is not None:
-        _LIBRARY.impl(name, cpu, "CPU")
-    torch.library.register_fake(f"vit_rs::{name}", fake, lib=_LIBRARY)
-    if gradient is not None:
-        backward, setup = gradient
-        torch.library.register_autograd(f"vit_rs::{name}", backward, setup_context=setup, lib=_LIBRARY)
-    return getattr(torch.ops.vit_rs, name).default
-
-
-patchify = _register(
+patchify = register(
     "patchify(Tensor images, SymInt[2] patch_size, str order='pqc', str layout='NCHW', float[]? mean=None, "
     "float[]? std=None, ScalarType? dtype=None, int? num_threads=None) -> Tensor",
     _patchify_cpu,
@@ -424,14 +274,14 @@ patchify = _register(
     _patchify_empty,
     (_patchify_backward, _patchify_setup),
 )
-patchify_out = _register(
+patchify_out = register(
     "patchify_out(Tensor images, SymInt[2] patch_size, str order, str layout, float[]? mean, float[]? std, "
     "ScalarType? dtype, int? num_threads, Tensor(a!) out) -> ()",
     _patchify_out_cpu,
     _patchify_out_torch,
     _nothing,
 )
-unpatchify = _register(
+unpatchify = register(
     "unpatchify(Tensor patches, SymInt[2] image_size, SymInt[2] patch_size, str order='pqc', str layout='NCHW', "
     "int? num_threads=None) -> Tensor",
     _unpatchify_cpu,
@@ -439,25 +289,10 @@ unpatchify = _register(
     _unpatchify_empty,
     (_unpatchify_backward, _unpatchify_setup),
 )
-unpatchify_out = _register(
+unpatchify_out = register(
     "unpatchify_out(Tensor patches, SymInt[2] image_size, SymInt[2] patch_size, str order, str layout, "
     "int? num_threads, Tensor(a!) out) -> ()",
     _unpatchify_out_cpu,
     _unpatchify_out_torch,
     _nothing,
-)
-resample_abs_pos_embed = _register(
-    "resample_abs_pos_embed(Tensor posemb, SymInt[2] new_size, SymInt[2] old_size, int num_prefix_tokens=1, "
-    "str interpolation='bicubic', bool antialias=True) -> Tensor",
-    _resample_cpu,
-    resample_densely,
-    _resample_fake,
-    (_resample_backward, _resample_setup),
-)
-interpolation_matrix = _register(
-    "interpolation_matrix(SymInt in_size, SymInt out_size, str interpolation='bicubic', bool antialias=True, "
-    "bool align_corners=False, float? a=None, float? scale=None) -> Tensor",
-    None,
-    _matrix,
-    _matrix_fake,
 )
