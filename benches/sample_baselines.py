@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import sklearn
 import torch
+from machine import commit, processor
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
@@ -178,24 +179,6 @@ def page(rows: Sequence[Row], summaries: Sequence[dict[str, Any]], margin: float
     )
     verdict = f"The worst seed of the ViT's last stage is {margin:.1f} points above the better baseline."
     return "\n".join([*lines, "", verdict, "", versions, ""])
-
-
-def commit() -> str:
-    """Return the commit of the working tree, marked if files differ from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "an unknown commit"
-
-
-def processor() -> str:
-    """Return the processor's name, as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.open() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else (platform.processor() or platform.machine())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""The benches give right results: every variant on small inputs, without a clock; the report has all its figures."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHES = Path(__file__).resolve().parent.parent / "benches"
+MODULES = ("bench_patchify", "bench_resample")
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Import a module of benches/, whose files import each other as scripts do."""
+    sys.path.insert(0, str(BENCHES))
+    yield importlib.import_module
+    sys.path.remove(str(BENCHES))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_variant_is_right(load, module):
+    comparison, bench = load("comparison"), load(module)
+    compared = bench.comparisons(**bench.QUICK)
+    assert len(compared) > 4
+    absent = {"einops"} if find_spec("einops") is None else set()  # the one peer that is not among the tests'
+    for case in comparison.cases(compared):
+        if case.threads == 1 and not case.variant.compiles and case.variant.name not in absent:
+            comparison.check(case.comparison, case.variant, case.variant.prepare())
+
+
+def test_a_wrong_variant_is_caught(load):
+    comparison = load("comparison")
+    out = torch.zeros(3)
+    right = comparison.Comparison("table", "name", lambda: torch.ones(3), (), "into a buffer")
+    fresh = comparison.Comparison("table", "name", lambda: torch.ones(3), (), "a fresh result")
+    wide = comparison.Comparison("table", "name", lambda: torch.ones(3, dtype=torch.float64), (), "a fresh result")
+    variant = comparison.Variant("it", lambda: None)
+    comparison.check(right, variant, lambda: out.fill_(1))
+    comparison.check(fresh, variant, lambda: torch.ones(3))
+    for compared, run, message in [
+        (right, lambda: out, "it: Tensor-likes are not equal"),
+        (right, lambda: torch.ones(3), "it: expected into a buffer"),
+        (fresh, lambda: out.fill_(1), "it: expected a fresh result"),
+        (fresh, lambda: torch.ones(3, 2)[:, 0], "it: the result is not contiguous"),
+        (wide, lambda: torch.ones(3), "it: The values for attribute 'dtype' do not match"),
+    ]:
+        with pytest.raises(AssertionError, match=message):
+            comparison.check(compared, variant, run)
+
+
+@pytest.fixture
+def runs(load):
+    """Made-up results of two passes, in the full sizes' names: vit_rs takes 2 us, everything else 3 and then 5."""
+    cases = [case for module in MODULES for case in load("comparison").cases(load(module).comparisons())]
+    found = []
+    for peer in (3e-6, 5e-6):
+        found.append([])
+        for case in cases:
+            value = (2e-6 if case.variant.role == "ours" else peer) * case.comparison.images
+            info = {"table": case.comparison.table, "comparison": case.comparison.name, "variant": case.variant.name}
+            info |= {"role": case.variant.role, "threads": case.threads, "images": case.comparison.images}
+            found[-1].append({"extra_info": info, "stats": {"median": value, "data": [value, value]}})
+    return found
+
+
+def test_the_report_has_every_figure(load, runs):
+    report = load("report")
+    timings = report.collect(runs)
+    page = report.page(timings, ["- a machine"], quick=False)
+    assert "| vit_rs | 2.00 (2.00 - 2.00) |  |" in page
+    assert "| timm | 4.00 (3.00 - 5.00) | 2.00 (1.50 - 2.50) |" in page
+    assert "not measured" not in page
+    assert page.count("| reached |\n") == sum(goal.asked <= 2 for goal in report.GOALS) > 2
+    assert page.count("| **missed** |") == sum(goal.asked > 2 for goal in report.GOALS) > 2
+    assert "To no peer in this run." in page
+    rows = [line for line in report.readme_lines(timings) if line.startswith("| ")]
+    assert len(rows) == 2 + len(report.README_ROWS)
+    assert "timm: 4.00 (2.00)" in rows[-1]
+
+
+def test_the_report_lists_losses(load, runs):
+    report = load("report")
+    [timm] = [
+        bench
+        for bench in runs[1]
+        if bench["extra_info"]["variant"] == "timm"
+        and bench["extra_info"]["comparison"].startswith("37 x 37 -> 74 x 74")
+        and bench["extra_info"]["table"].endswith("bicubic, antialiased")
+        and bench["extra_info"]["threads"] == 1
+    ]
+    timm["stats"]["median"] = 0.2e-6  # ratios 1.5 and 0.1: their median is 0.8
+    page = report.page(report.collect(runs), [], quick=False)
+    lost = page.partition("## Where vit-rs loses")[2]
+    name = "Position embeddings, bicubic, antialiased: 37 x 37 -> 74 x 74, D = 768"
+    assert f"| {name} | 1 | timm | 0.800 (0.100 - 1.50) |" in lost
+    assert lost.count("\n| ") == 3
+
+
+def test_readme_has_a_place_for_the_table(load):
+    report = load("report")
+    text = report.README.read_text(encoding="utf-8")
+    before, after = report.split_readme(text)
+    assert before.endswith(report.BEGIN + "\n")
+    assert after.startswith("\n" + report.END)
+    with pytest.raises(SystemExit, match=r"README\.md: expected <!-- benchmarks:begin -->"):
+        report.split_readme("no marks")
