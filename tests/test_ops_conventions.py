@@ -418,7 +418,7 @@ def test_errors_of_matrices(options, message):
         ({"offset": [0.1]}, TypeError, "offset must be a number, got [0.1]"),
         ({"convention": ["jax"]}, ValueError, f"convention must be one of {KNOWN}, got ['jax']"),
         ({"num_prefix_tokens": 1.0}, TypeError, "num_prefix_tokens must be an integer, got 1.0"),
-        ({"scale": (30.0, 0.5)}, ValueError, "scale 30 puts output sample 2 of 3 outside the 3 input samples"),
+        ({"scale": (30.0, 0.5)}, ValueError, "scale 30.0 puts output sample 2 of 3 outside the 3 input samples"),
         (
             {"compute_dtype": "float32"},
             TypeError,

@@ -248,7 +248,12 @@ KERNEL = torch.zeros(4, 3, 8, 8)
     ("arguments", "options", "error", "message"),
     [
         ((np.zeros((4, 3, 8, 8)), 4), {}, TypeError, "patch_embed must be a tensor, got ndarray"),
-        ((KERNEL.int(), 4), {}, TypeError, "patch_embed must be floating, got torch.int32"),
+        (
+            (KERNEL.int(), 4),
+            {},
+            TypeError,
+            "patch_embed must be float16, bfloat16, float32 or float64, got torch.int32",
+        ),
         (
             (KERNEL[0], 4),
             {},

@@ -305,6 +305,57 @@ def test_patchify_errors(arguments, options, error, message):
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_threads": 2.5}, TypeError, "num_threads must be an integer, got 2.5"),
+        ({"num_threads": "2"}, TypeError, "num_threads must be an integer, got '2'"),
+        ({"num_threads": 10**30}, ValueError, "num_threads must be below 2**31, got 1000"),
+        ({"mean": "0.5"}, TypeError, "mean must be a number or a sequence of numbers, got '0.5'"),
+        ({"std": 1e-50}, ValueError, "std must not be 0 as a 32-bit float"),
+        ({"mean": 1e300}, ValueError, "mean must be finite as 32-bit floats, got inf"),
+        ({"patch_size": True}, TypeError, "patch_size must be an integer or (height, width), got True"),
+        ({"images": IMAGES.to_sparse()}, TypeError, "images must be a dense tensor, got torch.sparse_coo"),
+        (
+            {
+                "images": torch.zeros(1, 1, 2, 2, dtype=torch.complex64),
+                "out": torch.zeros(1, 1, 4, dtype=torch.complex64).conj(),
+            },
+            ValueError,
+            "out must hold its own values, got a conjugate or negative view",
+        ),
+    ],
+)
+def test_more_patchify_errors(options, error, message):
+    size = 2 if "out" in options else 16
+    with pytest.raises(error) as raised:
+        vit_rs.patchify(**{"images": IMAGES, "patch_size": size, **options})
+    assert message in str(raised.value)
+
+
+def test_numbers_of_numpy_and_torch():
+    images = IMAGES.to(torch.uint8)
+    expected = vit_rs.patchify(images, 16, mean=0.5, std=[0.25, 0.5, 1.0])
+    for half in (np.float32(0.5), np.array(0.5), torch.tensor(0.5), np.array([0.5]), (0.5, 0.5, 0.5)):
+        for std in (np.array([0.25, 0.5, 1.0]), torch.tensor([0.25, 0.5, 1.0])):
+            assert torch.equal(vit_rs.patchify(images, 16, mean=half, std=std), expected)
+
+
+def test_numpy_arrays_that_torch_refuses():
+    images = np.arange(2 * 3 * 4 * 4, dtype=np.float32).reshape(2, 3, 4, 4)
+    expected = vit_rs.patchify(images, 2)
+    assert np.array_equal(vit_rs.patchify(images.astype(">f4"), 2), expected)
+    raw = np.empty(expected.nbytes + 1, np.uint8)[1:]
+    for out in (
+        raw.view(np.float32).reshape(expected.shape),
+        np.empty_like(expected)[:, ::-1],
+        np.empty(expected.shape, ">f4"),
+        np.broadcast_to(np.float32(0), expected.shape),
+    ):
+        with pytest.raises(ValueError, match="out must be writeable, aligned, contiguous and of native byte order"):
+            vit_rs.patchify(images, 2, out=out)
+
+
 PATCHES = torch.zeros(1, 6, 768)
 
 

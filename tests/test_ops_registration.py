@@ -145,6 +145,20 @@ def test_compile(backend, dynamic):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compile_with_any_number_of_tokens():
+    """The side of a square grid is found under a compiler too, which then knows the number of tokens as a symbol."""
+    torch.compiler.reset()
+
+    def resample(posemb):
+        return vit_rs.resample_abs_pos_embed(posemb, 6, convention="hf")
+
+    compiled = torch.compile(resample, fullgraph=True, backend="aot_eager", dynamic=True)
+    for side in (7, 4, 5):
+        posemb = torch.randn(1, 1 + side * side, 8)
+        torch.testing.assert_close(compiled(posemb), resample(posemb), rtol=0, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compile_with_out():
     torch.compiler.reset()
     batch = images(dtype=torch.uint8)
@@ -217,6 +231,61 @@ def test_torch_kernels_equal_the_cpu_kernels():
     out = torch.empty(2, 8, 12, 3, dtype=torch.bfloat16)
     _patch_operators._unpatchify_out_torch(*arguments, out)
     assert torch.equal(out, OPERATORS.unpatchify(*arguments))
+
+
+def test_writing_into_a_saved_tensor_is_noticed():
+    """As with torch's own out=: a graph that saved the old values must not be run backward."""
+    for write in (
+        lambda out: vit_rs.patchify(torch.zeros(2, 3, 16, 16), 4, out=out),
+        lambda out: vit_rs.unpatchify(torch.zeros(2, 16, 48), 16, 4, out=out.view(2, 3, 16, 16)),
+    ):
+        buffer = torch.randn(2, 16, 48)
+        factor = torch.randn(2, 16, 48, requires_grad=True)
+        product = (factor * buffer).sum()
+        version = buffer._version
+        write(buffer)
+        assert buffer._version > version
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+
+
+def transforms():
+    def cut(x):
+        return vit_rs.patchify(x, 2, mean=0.5, std=0.25)
+
+    def join(x):
+        return vit_rs.unpatchify(x.reshape(1, 4, 8), 4, 2, order="cpq")
+
+    def resample(x):
+        return vit_rs.resample_abs_pos_embed(x.reshape(1, 4, 8), (3, 2), num_prefix_tokens=0, convention="dino")
+
+    def resize(x):
+        return vit_rs.resample_patch_embed(x.reshape(1, 2, 4, 4), (2, 6))
+
+    return [cut, join, resample, resize]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch.func itself
+@pytest.mark.parametrize("function", transforms(), ids=lambda f: f.__name__)
+def test_transforms_of_torch_func(function):
+    x, tangent = torch.randn(2, 1, 2, 4, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(function, x)
+    torch.testing.assert_close(torch.func.jacrev(function)(x), jacobian, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.func.jacfwd(function)(x), jacobian, rtol=0, atol=1e-12)
+    value, forward = torch.func.jvp(function, (x,), (tangent,))
+    torch.testing.assert_close(value, function(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(forward, torch.tensordot(jacobian, tangent, 4), rtol=0, atol=1e-12)
+    with torch.autograd.forward_ad.dual_level():
+        dual = function(torch.autograd.forward_ad.make_dual(x, tangent))
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(dual).tangent, forward)
+    batch = torch.stack([x, tangent, x + tangent])
+    one_by_one = torch.stack([function(one) for one in batch])
+    torch.testing.assert_close(torch.func.vmap(function)(batch), one_by_one, rtol=0, atol=1e-12)
+    gradients = torch.func.vmap(torch.func.grad(lambda one: function(one).square().sum()))(batch)
+    expected = torch.autograd.functional.jacobian(
+        lambda xs: torch.stack([function(one).square().sum() for one in xs]).sum(), batch
+    )
+    torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-12)
 
 
 def test_autocast_leaves_the_table_alone():

@@ -238,7 +238,12 @@ POSEMB = torch.zeros(1, 50, 8)
         ),
         ((POSEMB[..., :0], (8, 8)), {}, ValueError, "none of them 0, got shape (1, 50, 0)"),
         ((POSEMB[:0], (8, 8)), {}, ValueError, "none of them 0, got shape (0, 50, 8)"),
-        ((POSEMB.long(), (8, 8)), {}, TypeError, "posemb must be floating, got torch.int64"),
+        (
+            (POSEMB.long(), (8, 8)),
+            {},
+            TypeError,
+            "posemb must be float16, bfloat16, float32 or float64, got torch.int64",
+        ),
         ((np.zeros((1, 50, 8)), (8, 8)), {}, TypeError, "posemb must be a tensor, got ndarray"),
     ],
 )
@@ -306,7 +311,7 @@ def test_matrix_takes_a_cubic_coefficient():
         ((1, 2**24 + 1), {}, "cannot resample 1 samples to 16777217: both must be 1 to 16777216"),
         ((2**14, 2**14), {}, "a matrix of 16384x16384 values is larger than 134217728"),
         ((3, 4), {"interpolation": "lanczos"}, "interpolation must be one of 'bicubic', 'bilinear', got 'lanczos'"),
-        ((3, 9), {"scale": 2.0}, "scale 2 puts output sample 3 of 9 outside the 3 input samples"),
+        ((3, 9), {"scale": 2.0}, "scale 2.0 puts output sample 3 of 9 outside the 3 input samples"),
     ],
 )
 def test_matrix_errors(arguments, options, message):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from vit_rs.checkpoints.io import Weights, read_weights
 from vit_rs.exceptions import CheckpointError
 from vit_rs.ops import resample_abs_pos_embed
+from vit_rs.ops.conventions import GRID_CONVENTIONS
 
 if TYPE_CHECKING:
     import os
@@ -103,6 +104,9 @@ def load_pretrained(
     """
     if head not in ("keep", "reset"):
         raise ValueError(f"head must be 'keep' or 'reset', got {head!r}")
+    if convention is not None and convention not in GRID_CONVENTIONS:
+        names = ", ".join(map(repr, GRID_CONVENTIONS))
+        raise ValueError(f"convention must be one of {names}, got {convention!r}")
     weights = read_weights(path)
     expected: dict[str, Tensor] = model.state_dict()
     dropped = [key for key in weights.tensors if key not in expected]

@@ -9,8 +9,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-__all__ = ["Size", "check_choice", "check_integer", "check_number", "check_tensor", "pair", "shape_of", "tracing"]
+__all__ = [
+    "Size",
+    "check_choice",
+    "check_integer",
+    "check_number",
+    "check_tensor",
+    "pair",
+    "shape_of",
+    "tracing",
+    "transformed",
+]
 
 Size: TypeAlias = int | Sequence[int]
 """One number for both sides, or (height, width)."""
@@ -29,6 +40,19 @@ def check_tensor(value: object, name: str) -> None:
     if not isinstance(value, Tensor):
         kinds = "a tensor or a numpy array" if name in {"images", "patches"} else "a tensor"
         raise TypeError(f"{name} must be {kinds}, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {value.layout}")
+
+
+def transformed(tensor: Tensor) -> bool:
+    """Tell whether a transform of `torch.func`, or forward-mode differentiation, looks at what is done to a tensor.
+
+    Operators defined in Python have a rule for reverse mode only: plain torch is called in their place.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # noqa: SLF001  no public way to ask
+    return wrapped or unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
@@ -78,6 +102,6 @@ def pair(value: Size, name: str) -> tuple[int, int]:
 
 def _is_integer(value: object) -> bool:
     if isinstance(value, (int, np.integer, torch.SymInt)):
-        return True
+        return not isinstance(value, bool)
     # A tracer's sizes are tensors; it warns where one becomes a number.
     return isinstance(value, Tensor) and tracing() and not value.is_floating_point()

@@ -24,6 +24,8 @@ def new_result(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tens
     size = math.prod(shape) * dtype.itemsize
     if size < _LARGE:
         return like.new_empty(shape, dtype=dtype)
+    if size >= 2**63:
+        raise MemoryError(f"no memory for {size} bytes")
     storage = torch.from_numpy(_core.allocate(size)).untyped_storage()
     # Not a view of the bytes: autograd would take it for one.
     result: Tensor = torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]

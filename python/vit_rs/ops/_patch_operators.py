@@ -43,6 +43,12 @@ def _in_place(images: Tensor, layout: str) -> tuple[Tensor, str]:
     return images.contiguous(), layout
 
 
+def _modified(out: Tensor) -> None:
+    """Tell autograd, which the engine writes past: a graph that saved the old values must not be run backward."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+
+
 def _check_apart(source: Tensor, out: Tensor) -> None:
     distance = out.data_ptr() - source.data_ptr()
     if -out.nbytes < distance < source.nbytes:
@@ -89,16 +95,17 @@ def _patchify_out_cpu(
     }
     if mean is None or std is None:
         _core.patchify(_bytes(images), _bytes(out), element_size=images.element_size(), **geometry)
-        return
-    _core.patchify_converted(
-        _bytes(images),
-        _bytes(out),
-        image_dtype=_name(images.dtype),
-        patch_dtype=_name(out.dtype),
-        mean=mean,
-        std=std,
-        **geometry,
-    )
+    else:
+        _core.patchify_converted(
+            _bytes(images),
+            _bytes(out),
+            image_dtype=_name(images.dtype),
+            patch_dtype=_name(out.dtype),
+            mean=mean,
+            std=std,
+            **geometry,
+        )
+    _modified(out)
 
 
 def _patchify_out_torch(
@@ -115,6 +122,7 @@ def _patchify_out_torch(
     P, Q = patch_size
     patches = _reference.patchify(images, (P, Q), order=order, layout=layout, mean=mean, std=std, dtype=dtype)
     out.copy_(patches)
+    _modified(out)
 
 
 def _patchify_empty(
@@ -201,6 +209,7 @@ def _unpatchify_out_cpu(
         layout=layout,
         num_threads=_threads(num_threads),
     )
+    _modified(out)
 
 
 def _unpatchify_out_torch(
@@ -213,6 +222,7 @@ def _unpatchify_out_torch(
     out: Tensor,
 ) -> None:
     out.copy_(_unpatchify_torch(patches, image_size, patch_size, order, layout, num_threads))
+    _modified(out)
 
 
 def _unpatchify_empty(

@@ -82,7 +82,8 @@ GRID_CONVENTIONS: Mapping[str, Convention] = {
 - dinov2_reg: the same with `interpolate_offset=0.0` and `interpolate_antialias=True`, as `dinov2/hub/backbones.py` sets
   them for the models with registers. "timm"'s numbers.
 - hf: transformers, `models/vit/modeling_vit.py` and `models/dinov2/modeling_dinov2.py`, `interpolate_pos_encoding`:
-  `F.interpolate` to a size, bicubic without antialiasing, half-pixel.
+  `F.interpolate` to a size, bicubic without antialiasing, half-pixel. Its `modeling_dinov2_with_registers.py`
+  antialiases: "dinov2_reg".
 - mae: facebookresearch/mae, `util/pos_embed.py`, `interpolate_pos_embed`, and deit, whose models it was taken from.
   "hf"'s numbers.
 - torchvision: `torchvision/models/vision_transformer.py`, `interpolate_embeddings`: `F.interpolate`, bicubic without
@@ -113,8 +114,11 @@ def resolve(  # noqa: PLR0917  the settings, in the order of the public function
     Raises:
         ValueError: There is no such name, a setting differs from the named convention's, or is out of range, or two
             exclude each other.
-        TypeError: `a` or `offset` is no number.
+        TypeError: `a` or `offset` is no number, or a flag no bool.
     """
+    for knob, given in (("antialias", antialias), ("align_corners", align_corners)):
+        if given is not None and not isinstance(given, bool):
+            raise TypeError(f"{knob} must be True or False, got {given!r}")
     if name is not None:
         if not isinstance(name, str) or name not in conventions:
             check_choice(name, "convention", tuple(conventions))

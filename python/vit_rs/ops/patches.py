@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vit_rs import _reference
 from vit_rs.ops import _patch_operators
-from vit_rs.ops._arguments import Size, check_choice, check_tensor, pair, shape_of
+from vit_rs.ops._arguments import Size, check_choice, check_integer, check_tensor, pair, shape_of, transformed
 from vit_rs.ops._library import exporting
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def patchify(
     options = {"order": order, "layout": layout, "mean": offsets, "std": scales, "dtype": target}
     arguments = (images, (P, Q), order, layout, offsets, scales, target, num_threads)
     if out is None:
-        if exporting():
+        if exporting() or transformed(images):
             return _reference.patchify(images, (P, Q), **options)
         patches: Tensor = _patch_operators.patchify(*arguments)
         return patches
@@ -240,7 +240,7 @@ def unpatchify(
         raise ValueError(f"a patch of {P}x{Q} has a multiple of {P * Q} values, got {length}")
     arguments = (patches, (H, W), (P, Q), order, layout, num_threads)
     if out is None:
-        if exporting():
+        if exporting() or transformed(patches):
             return _reference.unpatchify(patches, (H, W), (P, Q), order=order, layout=layout)
         images: Tensor = _patch_operators.unpatchify(*arguments)
         return images
@@ -253,8 +253,13 @@ def unpatchify(
 
 
 def _check_threads(num_threads: int | None) -> None:
-    if num_threads is not None and num_threads < 1:
+    if num_threads is None:
+        return
+    check_integer(num_threads, "num_threads")
+    if num_threads < 1:
         raise ValueError(f"num_threads must be None or at least 1, got {num_threads}")
+    if num_threads >= 2**31:
+        raise ValueError(f"num_threads must be below 2**31, got {num_threads}")
 
 
 def _check_divides(H: int, W: int, P: int, Q: int) -> None:
@@ -271,6 +276,10 @@ def _checked_out(out: object, shape: tuple[int, ...], dtype: torch.dtype, source
             f"out must be contiguous, {shape}, {dtype}, on {source.device}; got "
             f"{'contiguous' if got[3] else 'strided'}, {got[0]}, {got[1]}, on {got[2]}"
         )
+    if not torch.compiler.is_compiling() and (out.is_conj() or out.is_neg()):
+        raise ValueError("out must hold its own values, got a conjugate or negative view")
+    if transformed(source) or transformed(out):
+        raise RuntimeError("out= is not differentiable: call without out under torch.func and forward-mode gradients")
     if torch.is_grad_enabled() and (source.requires_grad or out.requires_grad):
         raise RuntimeError("out= is not differentiable: call under torch.no_grad(), or without out")
     return out
@@ -283,7 +292,10 @@ def _batch_shape(images: Tensor, layout: str) -> tuple[int, int, int, int]:
 
 
 def _per_channel(value: PerChannel, channels: int, name: str) -> list[float]:
-    values = [float(value)] * channels if isinstance(value, (int, float)) else [float(number) for number in value]
+    given: Any = value.tolist() if isinstance(value, (np.ndarray, np.generic, Tensor)) else value
+    if isinstance(given, str):
+        raise TypeError(f"{name} must be a number or a sequence of numbers, got {value!r}")
+    values = [float(number) for number in given] if isinstance(given, Iterable) else [float(given)]
     if len(values) == 1:
         values = values * channels
     if len(values) != channels:
@@ -304,6 +316,8 @@ def _on_numpy(function: Any, array: NDArray[Any], *sizes: Size, out: object, **o
     """Call `function` on views of numpy memory."""
     if options.get("dtype") == torch.bfloat16:
         raise TypeError("numpy has no bfloat16: give a tensor, or another dtype")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if not (array.flags.writeable and array.flags.aligned) or any(stride < 0 for stride in array.strides):
         array = array.copy()
     if out is None:
@@ -311,7 +325,8 @@ def _on_numpy(function: Any, array: NDArray[Any], *sizes: Size, out: object, **o
         return result
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a numpy array as the input is, got {type(out).__name__}")
-    if not out.flags.writeable:
-        raise ValueError("out must be writeable")
+    flags = out.flags
+    if not (flags.writeable and flags.aligned and flags.c_contiguous and out.dtype.isnative):
+        raise ValueError("out must be writeable, aligned, contiguous and of native byte order")
     function(torch.from_numpy(array), *sizes, out=torch.from_numpy(out), **options)
     return out

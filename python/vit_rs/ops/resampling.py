@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor
 
 from vit_rs.ops import _resample_operators
-from vit_rs.ops._arguments import Size, check_integer, check_number, check_tensor, pair, shape_of
+from vit_rs.ops._arguments import Size, check_integer, check_number, check_tensor, pair, shape_of, transformed
 from vit_rs.ops._library import exporting, known
 from vit_rs.ops.conventions import GRID_CONVENTIONS, PATCH_CONVENTIONS, resolve
 
 __all__ = ["interpolation_matrix", "resample_abs_pos_embed", "resample_patch_embed"]
+
+_LOGGER = logging.getLogger(__name__)
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Scale: TypeAlias = float | Sequence[float]
 """One number for both axes, or (rows, columns)."""
@@ -27,6 +31,7 @@ def resample_abs_pos_embed(  # noqa: PLR0917  timm's signature
     num_prefix_tokens: int = 1,
     interpolation: str | None = None,
     antialias: bool | None = None,
+    verbose: bool = False,
     *,
     convention: str | None = None,
     align_corners: bool | None = None,
@@ -55,6 +60,7 @@ def resample_abs_pos_embed(  # noqa: PLR0917  timm's signature
         num_prefix_tokens: tokens before the grid (class token, registers), copied unchanged.
         interpolation: "bicubic" or "bilinear".
         antialias: widen the filter where the grid shrinks.
+        verbose: log the sizes, at level INFO, as timm does.
         convention: whose resampling to follow, a name of `vit_rs.ops.conventions.GRID_CONVENTIONS`: "timm", "timm_npz",
             "jax", "flexi", "siglip2", "dino", "dinov2", "dinov2_reg", "hf", "mae" or "torchvision".
         align_corners: the corners of both grids coincide, instead of the outer edges of their cells; excludes
@@ -93,11 +99,13 @@ def resample_abs_pos_embed(  # noqa: PLR0917  timm's signature
         )
     new = pair(new_size, "new_size")
     if old_size is None:
-        side = math.isqrt(tokens)
+        side = _side(tokens)
         if side * side != tokens:
+            whole = _side(shape[1])
+            hint = f", or num_prefix_tokens=0 if all {shape[1]} are" if whole * whole == shape[1] else ""
             raise ValueError(
                 f"posemb has {shape[1]} tokens, {num_prefix_tokens} of them prefix; the other {tokens} are no "
-                "square grid: give old_size=(rows, columns)"
+                f"square grid: give old_size=(rows, columns){hint}"
             )
         old = (side, side)
     else:
@@ -120,8 +128,10 @@ def resample_abs_pos_embed(  # noqa: PLR0917  timm's signature
     compared = settings.offset != 0.0 or not recording or all(map(known, new))
     if not own_step and compared and old == new:
         return posemb.clone(memory_format=torch.contiguous_format)
+    if verbose:
+        _LOGGER.info("resampled position embeddings: %s to %s", old, new)
     # A compiler sees through two matrix products, and can export them; an operator is a wall to it.
-    dense = recording or torch.compiler.is_compiling()
+    dense = recording or torch.compiler.is_compiling() or transformed(posemb)
     resample = _resample_operators.resample_densely if dense else _resample_operators.resample_abs_pos_embed
     resampled: Tensor = resample(
         posemb,
@@ -144,6 +154,7 @@ def resample_patch_embed(
     new_size: Size,
     interpolation: str | None = None,
     antialias: bool | None = None,
+    verbose: bool = False,
     *,
     convention: str | None = None,
     align_corners: bool | None = None,
@@ -165,6 +176,7 @@ def resample_patch_embed(
         new_size: (height, width) of the new patch in pixels, or one number for both.
         interpolation: "bicubic" or "bilinear": how the images, or patches, are resized.
         antialias: widen the filter where patches shrink.
+        verbose: log the sizes, at level INFO.
         convention: whose resize to undo, a name of `vit_rs.ops.conventions.PATCH_CONVENTIONS`. None and "timm" are
             `timm.layers.resample_patch_embed`, bicubic and antialiased; "timm_npz" and "flexi" are bilinear without
             antialiasing.
@@ -197,6 +209,8 @@ def resample_patch_embed(
         _check_compute_dtype(compute_dtype)
     if old == new:
         return patch_embed.clone(memory_format=torch.contiguous_format)
+    if verbose:
+        _LOGGER.info("resized patch embeddings: %s to %s", old, new)
     compute = torch.promote_types(patch_embed.dtype, torch.float32) if compute_dtype is None else compute_dtype
     knobs = (settings.interpolation, settings.antialias, settings.align_corners, settings.a)
     vertical, horizontal = (
@@ -237,7 +251,7 @@ def interpolation_matrix(
         offset: added to `out_size` where the step is derived from it; excludes `scale`.
 
     Returns:
-        (out_size, in_size), float64, on the CPU; each row sums to 1.
+        (out_size, in_size), float64, on the CPU, at most 2**27 values; each row sums to 1.
 
     Raises:
         ValueError: a size, name or number is out of range, or a setting contradicts the convention or another setting.
@@ -264,8 +278,16 @@ def interpolation_matrix(
 
 def _check_floating(tensor: Tensor, name: str) -> None:
     check_tensor(tensor, name)
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be floating, got {tensor.dtype}")
+    if tensor.dtype not in _FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def _side(tokens: int) -> int:
+    """Give the side of a square of so many tokens, or of the next smaller one."""
+    if torch.compiler.is_compiling():
+        side: int = torch.sym_int(torch.sym_sqrt(tokens))
+        return side
+    return math.isqrt(tokens)
 
 
 def _check_compute_dtype(dtype: torch.dtype) -> None:

@@ -217,15 +217,29 @@ impl Emit {
         let Size { height, width } = self.size;
         let (channels, level) = (self.channels, Level::best());
         let mut backwards = vec![0; if mirrored { width * channels } else { 0 }];
-        let mut planes = vec![0; width * channels];
-        let mut values = vec![D::zeroed(); width * channels];
+        // With one channel all layouts and orders are the same memory: take those that need no rearrangement.
+        let layout = match self.layout {
+            Layout::Nchw if channels == 1 => Layout::Nhwc,
+            Layout::Patches { patch, .. } if channels == 1 => {
+                Layout::Patches { patch, order: Order::Pqc }
+            }
+            layout => layout,
+        };
+        let mut planes = Vec::new();
+        if matches!(layout, Layout::Nchw | Layout::Patches { order: Order::Cpq, .. }) {
+            planes.resize(width * channels, 0);
+        }
+        let mut values = Vec::new();
+        if matches!(layout, Layout::Patches { .. }) {
+            values.resize(width * channels, D::zeroed());
+        }
         for y in 0..height {
             let mut row = image.row(y);
             if mirrored {
                 mirror(channels, row, &mut backwards);
                 row = &backwards;
             }
-            match self.layout {
+            match layout {
                 Layout::Nchw => {
                     deinterleave(level, channels, row, &mut planes);
                     for (c, plane) in planes.chunks_exact(width).enumerate() {
@@ -266,16 +280,20 @@ impl Emit {
 
 /// Writes the pixels of a row from the last to the first.
 fn mirror(channels: usize, row: &[u8], target: &mut [u8]) {
-    if channels == 3 {
-        // With the length known, a pixel is moved without a call.
-        let pixels = row.as_chunks::<3>().0.iter().rev();
-        target.as_chunks_mut::<3>().0.iter_mut().zip(pixels).for_each(|(to, from)| *to = *from);
-    } else {
-        let pixels = row.chunks_exact(channels).rev();
-        target
-            .chunks_exact_mut(channels)
-            .zip(pixels)
-            .for_each(|(to, from)| to.copy_from_slice(from));
+    /// With the length known, a pixel is moved without a call.
+    fn fixed<const C: usize>(row: &[u8], target: &mut [u8]) {
+        let pixels = row.as_chunks::<C>().0.iter().rev();
+        target.as_chunks_mut::<C>().0.iter_mut().zip(pixels).for_each(|(to, from)| *to = *from);
+    }
+    match channels {
+        1 => fixed::<1>(row, target),
+        3 => fixed::<3>(row, target),
+        4 => fixed::<4>(row, target),
+        _ => {
+            let pixels = row.chunks_exact(channels).rev();
+            let places = target.chunks_exact_mut(channels);
+            places.zip(pixels).for_each(|(to, from)| to.copy_from_slice(from));
+        }
     }
 }
 
@@ -283,6 +301,7 @@ fn mirror(channels: usize, row: &[u8], target: &mut [u8]) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use proptest::prelude::*;
 
     fn emitted(layout: Layout, mirrored: bool) -> Vec<u8> {
         // Value 10 y + x in channel 0, 100 more in channel 1.
@@ -319,6 +338,71 @@ mod tests {
         emit.write(image, false, bytemuck::cast_slice_mut(&mut place)).unwrap();
         let expected = [-2.0, (51.0 * (1.0 / 255.0) - 0.5) / 0.5, 0.5f32];
         assert_eq!(place.map(f32::to_bits), expected.map(f32::to_bits));
+    }
+
+    proptest! {
+        #[test]
+        fn every_value_in_its_place(
+            channels in 1..5_usize,
+            rows in 1..4_usize,
+            columns in 1..4_usize,
+            patch in (1..5_usize, prop_oneof![1..6_usize, Just(16)]),
+            mirrored: bool,
+            scale: bool,
+            normalized: bool,
+            seed: u8,
+        ) {
+            let patch = Size::new(patch.0, patch.1);
+            let size = Size::new(rows * patch.height, columns * patch.width);
+            let data: Vec<u8> =
+                (0..size.pixels() * channels).map(|i| (i as u8).wrapping_mul(37).wrapping_add(seed)).collect();
+            let image = ImageView::new(&data, size, channels, size.width * channels).unwrap();
+            let normalize = normalized.then(|| (vec![0.4], (0..channels).map(|c| 0.2 + c as f32).collect()));
+            let values = Values::Float { scale, normalize: normalize.clone() };
+            let value = |y: usize, x: usize, c: usize| {
+                let x = if mirrored { size.width - 1 - x } else { x };
+                let byte = data[(y * size.width + x) * channels + c];
+                let value = f32::from(byte) * if scale { 1.0 / 255.0 } else { 1.0 };
+                normalize.as_ref().map_or(value, |(mean, std)| (value - mean[0]) / std[c])
+            };
+            let places = |y: usize, x: usize, c: usize, layout: Layout| match layout {
+                Layout::Nchw => (c * size.height + y) * size.width + x,
+                Layout::Nhwc => (y * size.width + x) * channels + c,
+                Layout::Patches { patch, order } => {
+                    let number = y / patch.height * columns + x / patch.width;
+                    let (y, x) = (y % patch.height, x % patch.width);
+                    number * patch.pixels() * channels + match order {
+                        Order::Pqc => (y * patch.width + x) * channels + c,
+                        Order::Cpq => (c * patch.height + y) * patch.width + x,
+                    }
+                }
+            };
+            let patches = |order| Layout::Patches { patch, order };
+            for layout in [Layout::Nchw, Layout::Nhwc, patches(Order::Pqc), patches(Order::Cpq)] {
+                let mut floats = vec![f32::NAN; data.len()];
+                let mut halves = vec![f16::NAN; data.len()];
+                let mut brains = vec![bf16::NAN; data.len()];
+                let emit = |dtype| Emit::new(size, channels, layout, dtype, &values).unwrap();
+                emit(Dtype::F32).write(image, mirrored, bytemuck::cast_slice_mut(&mut floats)).unwrap();
+                emit(Dtype::F16).write(image, mirrored, bytemuck::cast_slice_mut(&mut halves)).unwrap();
+                emit(Dtype::Bf16).write(image, mirrored, bytemuck::cast_slice_mut(&mut brains)).unwrap();
+                let mut bytes = vec![0; data.len()];
+                let raw = Emit::new(size, channels, layout, Dtype::U8, &Values::Raw).unwrap();
+                raw.write(image, mirrored, &mut bytes).unwrap();
+                for y in 0..size.height {
+                    for x in 0..size.width {
+                        for c in 0..channels {
+                            let (place, expected) = (places(y, x, c, layout), value(y, x, c));
+                            prop_assert_eq!(floats[place].to_bits(), expected.to_bits());
+                            prop_assert_eq!(halves[place].to_bits(), f16::from_f32(expected).to_bits());
+                            prop_assert_eq!(brains[place].to_bits(), bf16::from_f32(expected).to_bits());
+                            let from = if mirrored { size.width - 1 - x } else { x };
+                            prop_assert_eq!(bytes[place], data[(y * size.width + from) * channels + c]);
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]

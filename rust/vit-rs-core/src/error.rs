@@ -9,6 +9,9 @@ pub enum Error {
     /// An argument is out of its range or contradicts another one.
     #[error("{0}")]
     Argument(String),
+    /// The system has no memory for so many bytes.
+    #[error("no memory for {0} bytes")]
+    Memory(usize),
     /// Encoded bytes are not a readable image. `name` says which one, where that is known.
     #[error("{}: {reason}", name.as_deref().unwrap_or("image"))]
     Decode {

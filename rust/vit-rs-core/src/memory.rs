@@ -32,7 +32,7 @@ impl Buffer {
     /// Asks the system for `bytes` bytes, all 0.
     ///
     /// # Errors
-    /// [`Error::Argument`] when there is no such memory.
+    /// [`Error::Memory`] when there is none.
     pub fn new(bytes: usize) -> Result<Self> {
         let start = match Self::layout(bytes) {
             #[cfg(target_os = "linux")]
@@ -41,7 +41,7 @@ impl Buffer {
             Some(layout) => NonNull::new(unsafe { alloc_zeroed(layout) }),
             None => None,
         };
-        let start = start.ok_or_else(|| Error::argument(format!("no memory for {bytes} bytes")))?;
+        let start = start.ok_or(Error::Memory(bytes))?;
         Ok(Self { start, bytes })
     }
 
@@ -52,6 +52,15 @@ impl Buffer {
     /// The length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// How much memory the system gave for it.
+    fn held(&self) -> usize {
+        #[cfg(target_os = "linux")]
+        if self.bytes >= IN_PAGES {
+            return pages::mapped(self.bytes).unwrap_or(self.bytes);
+        }
         self.bytes
     }
 
@@ -104,7 +113,7 @@ impl Recycler {
     /// A buffer of at least `bytes` bytes, and of at most a quarter more; its content is unspecified.
     ///
     /// # Errors
-    /// [`Error::Argument`] when there is no such memory.
+    /// [`Error::Memory`] when there is none.
     pub fn take(&self, bytes: usize) -> Result<Buffer> {
         let fits =
             |buffer: &Buffer| (bytes..=bytes.saturating_add(bytes / 4)).contains(&buffer.bytes);
@@ -120,13 +129,13 @@ impl Recycler {
 
     /// Takes a buffer back. The oldest are freed where it would be more than can be kept.
     pub fn give_back(&self, buffer: Buffer) {
-        if buffer.bytes > self.most {
+        if buffer.is_empty() || buffer.held() > self.most {
             return;
         }
         self.with_kept(|kept| {
-            let mut sum = kept.iter().fold(buffer.bytes, |sum, buffer| sum + buffer.bytes);
+            let mut sum = kept.iter().fold(buffer.held(), |sum, buffer| sum + buffer.held());
             while sum > self.most {
-                sum -= kept.pop_front().map_or(sum, |oldest| oldest.bytes);
+                sum -= kept.pop_front().map_or(sum, |oldest| oldest.held());
             }
             kept.push_back(buffer);
         });
@@ -147,11 +156,11 @@ mod pages {
 
     /// The usual huge page of x86-64 and of arm64 with 4 KiB pages. Where it is another, alignment to it does no harm.
     const HUGE: usize = 2 << 20;
-    /// A multiple of every system's page.
+    /// A multiple of the pages of x86-64 and of arm64.
     const PAGE: usize = 64 << 10;
 
     /// How much is mapped for `bytes`: the last huge page is taken whole if at least half of it is used.
-    fn mapped(bytes: usize) -> Option<usize> {
+    pub(super) fn mapped(bytes: usize) -> Option<usize> {
         let huge = bytes.checked_next_multiple_of(HUGE)?;
         if huge - bytes <= HUGE / 2 { Some(huge) } else { bytes.checked_next_multiple_of(PAGE) }
     }
@@ -175,9 +184,7 @@ mod pages {
             if before > 0 {
                 libc::munmap(all.cast(), before);
             }
-            if HUGE > before {
-                libc::munmap(start.add(length).cast(), HUGE - before);
-            }
+            libc::munmap(start.add(length).cast(), HUGE - before);
             // Advice: a system without huge pages refuses it, and the memory is as good as any.
             libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE);
             NonNull::new(start)

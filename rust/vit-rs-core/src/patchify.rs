@@ -1,8 +1,8 @@
 //! Images to patch vectors and back (arXiv 2010.11929, section 3.1), in both in-patch orders of the field.
 //!
 //! The work is cut into *strips*: one row of patches of one image. In a batch of patches a strip is one run of memory;
-//! in images it is a run (NHWC) or one run per channel (NCHW). All loads and stores of a strip stay within a few tens
-//! of kilobytes, so both sides are touched once and in cache, and threads share nothing.
+//! in images it is a run (NHWC) or one run per channel (NCHW). Both sides of a strip are touched once, line by line,
+//! and threads share nothing.
 
 use crate::error::{Error, Result};
 use crate::line::{
@@ -10,7 +10,7 @@ use crate::line::{
     interleave,
 };
 use crate::parallel;
-use crate::simd::{Level, Stream};
+use crate::simd::{Level, Stream, is_lines};
 
 /// Order of the values inside a patch vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,8 @@ impl Geometry {
                 "patches of {patch_height}x{patch_width} do not divide images of {height}x{width} (height x width)"
             )));
         }
-        let values = [channels, height, width].iter().try_fold(batch, |n, &k| n.checked_mul(k));
+        let values =
+            [channels, height, width].iter().try_fold(batch.max(1), |n, &k| n.checked_mul(k));
         if values.is_none_or(|values| values > isize::MAX as usize) {
             return Err(Error::argument(format!(
                 "a batch of {batch}x{channels}x{height}x{width} values is too large"
@@ -167,6 +168,9 @@ pub fn patchify_normalized<S: Source, D: Float>(
             normalization.channels(),
             geometry.channels
         )));
+    }
+    if geometry.values() == 0 {
+        return geometry.check(images, patches);
     }
     let converter = Converter::new(normalization, S::UNIT, geometry.width);
     cut(geometry, &converter, images, patches, threads)
@@ -287,8 +291,11 @@ impl<'a, S: Element, D: Element, T: Step<S, D>> Cutter<'a, S, D, T> {
             Order::Cpq => geometry.patch_width,
         };
         // Past the caches go whole lines of them only. Short runs make such lines in a strip close by.
-        let near = geometry.strip() * size_of::<D>() <= NEAR;
-        let gathered = strips.past_caches() && near && !Stream::takes(run * size_of::<D>());
+        let bytes = geometry.strip() * size_of::<D>();
+        let gathered = strips.past_caches()
+            && bytes <= NEAR
+            && is_lines(bytes)
+            && !is_lines(run * size_of::<D>());
         Self {
             geometry,
             step,
@@ -393,7 +400,7 @@ pub fn unpatchify<T: Element>(
     let rows = geometry.rows();
     let strip = |index: usize| &patches[index * geometry.strip()..][..geometry.strip()];
     let batch = images.chunks_exact_mut(geometry.image()).enumerate();
-    if geometry.batch >= 2 * threads {
+    if threads == 1 || geometry.batch >= 2 * threads {
         parallel::for_each(threads, batch, |(b, image)| {
             let mut planes = planes(geometry, image);
             let mut joiner = Joiner::new(geometry, bytes);

@@ -25,7 +25,7 @@ impl Pool {
     /// is unspecified.
     ///
     /// # Errors
-    /// [`Error::Argument`] when memory is short.
+    /// [`Error::Memory`](crate::error::Error::Memory) when there is none.
     pub fn take(self: &Arc<Self>) -> Result<Slot> {
         let reused = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let buffer = match reused {

@@ -203,7 +203,7 @@ fn errors_name_the_numbers() {
     );
     assert_eq!(
         error(Axis { scale: Some(-1.0), ..plain }),
-        "scale must be finite and above 0, got -1"
+        "scale must be finite and above 0, got -1.0"
     );
     assert_eq!(
         error(Axis { filter: Filter::Bicubic { a: f64::INFINITY }, ..plain }),
@@ -223,7 +223,7 @@ fn errors_name_the_numbers() {
     );
     assert_eq!(
         error(Axis { antialias: true, scale: Some(3.0), ..plain }),
-        "scale 3 puts output sample 3 of 8 outside the 4 input samples"
+        "scale 3.0 puts output sample 3 of 8 outside the 4 input samples"
     );
     let one = taps(&axis(1, 1, CUBIC, false)).unwrap();
     let sizes = |source: &[f32], batch, channels| {
@@ -234,4 +234,33 @@ fn errors_name_the_numbers() {
         "expected 1 tables of 2 values to read and of 2 to write, got 3 and 2 values"
     );
     assert_eq!(sizes(&[], 0, 0), "cannot resample tables of 1 + 1x1 tokens of 0 channels");
+}
+
+/// A result that is written past the caches is made of the same bits as its rows one by one, which are not.
+#[test]
+fn results_past_the_caches() {
+    let (input, output, filter) = (9, 75, PILLOW_CUBIC);
+    let axis = taps(&axis(input, output, filter, true)).unwrap();
+    for channels in [384, 400, 416, 7] {
+        let values: Vec<f32> =
+            (0..input * input * channels).map(|i| (i as f32 * 0.37).sin()).collect();
+        let batch = (9 << 20) / (output * output * channels * size_of::<f32>()) + 1;
+        let source = values.repeat(batch);
+        let table = output * output * channels;
+        let mut memory = vec![f32::NAN; batch * table + 16];
+        let start = memory.as_ptr().align_offset(64);
+        let target = &mut memory[start..][..batch * table];
+        resample(&source, target, batch, 0, channels, &axis, &axis, 2).unwrap();
+        let mut alone = vec![f32::NAN; table];
+        for part in [0..1, channels - 1..channels] {
+            let one: Vec<f32> =
+                values.chunks(channels).flat_map(|cell| cell[part.clone()].to_vec()).collect();
+            let result = &mut alone[..output * output];
+            resample(&one, result, 1, 0, 1, &axis, &axis, 1).unwrap();
+            for table in target.chunks(table) {
+                let got = table.chunks(channels).flat_map(|cell| cell[part.clone()].to_vec());
+                assert!(got.map(f32::to_bits).eq(result.iter().map(|v| v.to_bits())));
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! One map from the engine's errors to Python's exceptions.
 
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::{PyErr, import_exception};
 use vit_rs_core::error::Error;
 
@@ -12,6 +12,7 @@ pub fn to_py(error: Error) -> PyErr {
     let text = error.to_string();
     match error {
         Error::Argument(_) | Error::Sample { .. } => PyValueError::new_err(text),
+        Error::Memory(_) => PyMemoryError::new_err(text),
         Error::Decode { .. } => DecodeError::new_err(text),
         Error::Dataset(_) => DatasetError::new_err(text),
         // With its number, Python makes it the subclass that it would raise itself, FileNotFoundError for one.

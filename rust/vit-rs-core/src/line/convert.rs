@@ -183,11 +183,13 @@ impl Normalization {
                 )));
             }
             if let Some(value) = values.iter().find(|value| !value.is_finite()) {
-                return Err(Error::argument(format!("{name} must be finite, got {value}")));
+                return Err(Error::argument(format!(
+                    "{name} must be finite as 32-bit floats, got {value}"
+                )));
             }
         }
         if std.contains(&0.0) {
-            return Err(Error::argument("std must not be 0"));
+            return Err(Error::argument("std must not be 0 as a 32-bit float"));
         }
         let pick = |values: &[f32], c: usize| if values.len() == 1 { values[0] } else { values[c] };
         Ok(Self { channels: (0..channels).map(|c| (pick(mean, c), pick(std, c))).collect() })

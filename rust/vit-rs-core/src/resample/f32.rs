@@ -15,6 +15,9 @@ const BLOCK: usize = 384;
 /// Channels summed in registers.
 const LANES: usize = 64;
 
+/// The same for what is left over.
+const FEW_LANES: usize = 8;
+
 /// One axis: for each output sample the first input sample and its weights, zeros at either end left out.
 struct Rows {
     input: usize,
@@ -152,6 +155,7 @@ impl Passes<'_> {
     #[inline(always)]
     fn vertical_then_horizontal(self) {
         let Self { source, target, channels, vertical, horizontal, stream, .. } = self;
+        let mut finish = Finish { stream, sums: [0.0; BLOCK] };
         let stride = horizontal.input * channels;
         let mut between = vec![0.0; horizontal.input * BLOCK.min(channels)];
         for start in (0..channels).step_by(BLOCK) {
@@ -166,7 +170,7 @@ impl Passes<'_> {
                 let cells = row.chunks_exact_mut(channels);
                 for (cell, (first, weights)) in cells.zip(&horizontal.rows) {
                     let between = &between[first * block..];
-                    finish(stream, &mut cell[start..][..block], between, block, weights);
+                    finish.write(&mut cell[start..][..block], between, block, weights);
                 }
             }
         }
@@ -176,6 +180,7 @@ impl Passes<'_> {
     #[inline(always)]
     fn horizontal_then_vertical(self) {
         let Self { source, target, channels, vertical, horizontal, stream, .. } = self;
+        let mut finish = Finish { stream, sums: [0.0; BLOCK] };
         let begin = vertical.iter().map(|(first, _)| *first).min().unwrap_or(0);
         let end = vertical.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0);
         let stride = horizontal.input * channels;
@@ -195,45 +200,64 @@ impl Passes<'_> {
                 let between = &between[(first - begin) * width..];
                 for (column, cell) in row.chunks_exact_mut(channels).enumerate() {
                     let between = &between[column * block..];
-                    finish(stream, &mut cell[start..][..block], between, width, weights);
+                    finish.write(&mut cell[start..][..block], between, width, weights);
                 }
             }
         }
     }
 }
 
-/// [`weighted_sum`] into the result, past the caches if it is that large.
-#[inline(always)]
-fn finish(stream: &Stream, target: &mut [f32], source: &[f32], stride: usize, weights: &[f32]) {
-    if !stream.past_caches() {
-        weighted_sum(target, source, stride, weights);
-        return;
+/// Writes cells of the result, past the caches where the result is that large and its cells are whole cache lines.
+struct Finish<'a> {
+    stream: &'a Stream,
+    sums: [f32; BLOCK],
+}
+
+impl Finish<'_> {
+    #[inline(always)]
+    fn write(&mut self, target: &mut [f32], source: &[f32], stride: usize, weights: &[f32]) {
+        if !self.stream.takes(target) {
+            weighted_sum(target, source, stride, weights);
+            return;
+        }
+        let sums = &mut self.sums[..target.len()];
+        weighted_sum(sums, source, stride, weights);
+        self.stream.copy(bytemuck::cast_slice(sums), bytemuck::cast_slice_mut(target));
     }
-    let mut sums = [0.0; BLOCK];
-    let sums = &mut sums[..target.len()];
-    weighted_sum(sums, source, stride, weights);
-    stream.copy(bytemuck::cast_slice(sums), bytemuck::cast_slice_mut(target));
 }
 
 /// `target[x] = sum over k of weights[k] * source[k * stride + x]`.
 #[inline(always)]
 fn weighted_sum(target: &mut [f32], source: &[f32], stride: usize, weights: &[f32]) {
-    let (lanes, rest) = target.as_chunks_mut::<LANES>();
-    let done = lanes.len() * LANES;
-    for (i, target) in lanes.iter_mut().enumerate() {
-        let mut sum = [0.0; LANES];
+    let (many, target) = target.as_chunks_mut::<LANES>();
+    summed_in_registers(many, source, stride, weights);
+    let done = many.len() * LANES;
+    let (few, rest) = target.as_chunks_mut::<FEW_LANES>();
+    summed_in_registers(few, &source[done..], stride, weights);
+    let done = done + few.len() * FEW_LANES;
+    for (x, target) in rest.iter_mut().enumerate() {
+        *target = 0.0;
         for (k, weight) in weights.iter().enumerate() {
-            let values = &source[k * stride + i * LANES..][..LANES];
+            *target += weight * source[k * stride + done + x];
+        }
+    }
+}
+
+#[inline(always)]
+fn summed_in_registers<const N: usize>(
+    target: &mut [[f32; N]],
+    source: &[f32],
+    stride: usize,
+    weights: &[f32],
+) {
+    for (i, target) in target.iter_mut().enumerate() {
+        let mut sum = [0.0; N];
+        for (k, weight) in weights.iter().enumerate() {
+            let values = &source[k * stride + i * N..][..N];
             for (sum, value) in sum.iter_mut().zip(values) {
                 *sum += weight * value;
             }
         }
         *target = sum;
-    }
-    rest.fill(0.0);
-    for (k, weight) in weights.iter().enumerate() {
-        for (sum, value) in rest.iter_mut().zip(&source[k * stride + done..]) {
-            *sum += weight * value;
-        }
     }
 }

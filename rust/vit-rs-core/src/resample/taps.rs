@@ -175,12 +175,12 @@ fn check(axis: &Axis) -> Result<()> {
     if let Some(scale) = scale
         && !(scale.is_finite() && scale > 0.0)
     {
-        return Err(Error::argument(format!("scale must be finite and above 0, got {scale}")));
+        return Err(Error::argument(format!("scale must be finite and above 0, got {scale:?}")));
     }
     if let Filter::Bicubic { a } = filter
         && !a.is_finite()
     {
-        return Err(Error::argument(format!("the cubic coefficient a must be finite, got {a}")));
+        return Err(Error::argument(format!("the cubic coefficient a must be finite, got {a:?}")));
     }
     if align_corners && scale.is_some() {
         return Err(Error::argument(
@@ -214,7 +214,7 @@ fn antialiased(axis: &Axis) -> Result<Taps> {
         let total: f64 = weights.iter().sum();
         if total == 0.0 {
             return Err(Error::argument(format!(
-                "scale {scale} puts output sample {i} of {output} outside the {input} input samples"
+                "scale {scale:?} puts output sample {i} of {output} outside the {input} input samples"
             )));
         }
         for weight in &mut weights {

@@ -3,6 +3,7 @@
 use super::{Level, Set};
 
 /// Pixels that the shuffles move at once.
+#[cfg(target_arch = "x86_64")]
 const BLOCK: usize = 16;
 
 /// Writes `planes` interleaved to `pixels`, as far as all reach.
@@ -33,15 +34,15 @@ pub(crate) fn interleave_bytes_in_runs(
     target: &mut [u8],
     step: usize,
 ) -> bool {
-    match level.0 {
+    #[cfg(target_arch = "x86_64")]
+    if level == Level(Set::Avx2) && run > 0 && run.is_multiple_of(BLOCK) {
         // SAFETY: this level exists only where the CPU has AVX2.
-        #[cfg(target_arch = "x86_64")]
-        Set::Avx2 if run > 0 && run.is_multiple_of(BLOCK) => unsafe {
-            avx2::interleave_in_runs(planes, run / BLOCK, target, step);
-            true
-        },
-        _ => false,
+        unsafe { avx2::interleave_in_runs(planes, run / BLOCK, target, step) };
+        return true;
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (level, planes, run, target, step);
+    false
 }
 
 /// Writes `pixels` to `planes`, as far as all reach.

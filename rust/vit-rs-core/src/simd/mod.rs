@@ -1,6 +1,6 @@
 //! What the CPU can do, found out once, and the few things that need to know.
 //!
-//! Kernels are plain loops. [`run`] compiles them for each instruction set that pays and calls the version for a
+//! Kernels are plain loops. `run` compiles them for each instruction set that pays and calls the version for a
 //! [`Level`]: the operations and their order are the same on all, so the results are equal bits.
 #![allow(unsafe_code)]
 
@@ -10,7 +10,7 @@ mod stream;
 use std::sync::OnceLock;
 
 pub(crate) use interleave::{deinterleave_bytes, interleave_bytes, interleave_bytes_in_runs};
-pub(crate) use stream::Stream;
+pub(crate) use stream::{Stream, is_lines};
 
 /// An instruction set that this CPU has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,15 +28,11 @@ impl Level {
     /// All that this CPU has, weakest first.
     #[must_use]
     pub fn all() -> &'static [Self] {
-        static LEVELS: OnceLock<Vec<Level>> = OnceLock::new();
-        LEVELS.get_or_init(|| {
-            let mut levels = vec![Self(Set::Baseline)];
-            #[cfg(target_arch = "x86_64")]
-            if is_x86_feature_detected!("avx2") {
-                levels.push(Self(Set::Avx2));
-            }
-            levels
-        })
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            return &[Self(Set::Baseline), Self(Set::Avx2)];
+        }
+        &[Self(Set::Baseline)]
     }
 
     /// The strongest.
@@ -49,7 +45,7 @@ impl Level {
 /// A loop that is compiled for every level.
 pub(crate) trait Kernel {
     type Output;
-    /// The loop. It and all that it calls are `#[inline(always)]`: what is not inlined stays at the baseline.
+    /// The loop, `#[inline(always)]`, as is what it calls within: what is not inlined stays at the baseline.
     fn run(self) -> Self::Output;
 }
 

@@ -1,20 +1,33 @@
 //! Runs of bytes from one place to another, past the caches if asked: of a result that they could not hold, a line need
 //! not be read before it is overwritten.
 
+use std::marker::PhantomData;
+
 /// One cache line of every CPU that this is for.
 const LINE: usize = 64;
 
 /// Results of more bytes than this are taken not to stay in the caches until they are read.
 const LARGER_THAN_CACHES: usize = 8 << 20;
 
-/// Copies runs of bytes. When it is dropped, other threads may read what it wrote.
+/// Copies runs of bytes. What it wrote may be looked at, by this thread or another, after it was dropped, where it was
+/// made.
 pub(crate) struct Stream {
     past_caches: bool,
+    /// The fence is one for the stores of its own thread.
+    on_one_thread: PhantomData<*const ()>,
+}
+
+/// Whether a length or an address is a whole number of cache lines.
+pub(crate) fn is_lines(bytes: usize) -> bool {
+    bytes.is_multiple_of(LINE)
 }
 
 impl Stream {
     pub(crate) fn new(past_caches: bool) -> Self {
-        Self { past_caches: past_caches && cfg!(target_arch = "x86_64") }
+        Self {
+            past_caches: past_caches && cfg!(target_arch = "x86_64"),
+            on_one_thread: PhantomData,
+        }
     }
 
     /// For writing a result of so many bytes: past the caches if they could not hold it.
@@ -27,9 +40,9 @@ impl Stream {
         self.past_caches
     }
 
-    /// Whether runs of `length` bytes are whole cache lines.
-    pub(crate) fn takes(length: usize) -> bool {
-        length.is_multiple_of(LINE)
+    /// Whether it would write these values past the caches: they have to be whole cache lines.
+    pub(crate) fn takes<T>(&self, values: &[T]) -> bool {
+        self.past_caches && is_lines(size_of_val(values)) && is_lines(values.as_ptr().addr())
     }
 
     /// Copies one run.
@@ -47,7 +60,7 @@ impl Stream {
         (source, source_step): (&[u8], usize),
         (target, target_step): (&mut [u8], usize),
     ) {
-        let lines = [length, target_step, target.as_ptr().addr()].into_iter().all(Self::takes);
+        let lines = [length, target_step, target.as_ptr().addr()].into_iter().all(is_lines);
         let runs = Runs { length, source, source_step, target, target_step };
         if self.past_caches && lines {
             runs.for_each(store_lines);
@@ -55,7 +68,7 @@ impl Stream {
         }
         // The runs of the usual patches, for which copies are a few instructions instead of a call.
         let packed = source_step == length || target_step == length;
-        match length * usize::from(packed) {
+        match if packed { length } else { 0 } {
             8 => runs.copy::<8>(),
             14 => runs.copy::<14>(),
             16 => runs.copy::<16>(),
@@ -133,7 +146,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         #[cfg(target_arch = "x86_64")]
         if self.past_caches {
-            // Such stores may overtake the ones that hand the memory to another thread.
+            // Such stores may overtake others, those that hand the memory on among them.
             // SAFETY: SSE is in every x86-64.
             unsafe {
                 std::arch::x86_64::_mm_sfence();
