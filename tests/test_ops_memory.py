@@ -15,6 +15,7 @@ import vit_rs
 from vit_rs import _core
 
 HUGE_PAGE = 2 << 20
+TABLES = (torch.float32, torch.bfloat16)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory comes in huge pages on Linux")
 
 
@@ -28,9 +29,9 @@ def test_large_results_start_at_a_huge_page(dtype):
     batch = images(1, batch=16, dtype=dtype)
     patches = vit_rs.patchify(batch, 16)
     back = vit_rs.unpatchify(patches, 224, 16)
-    table = vit_rs.resample_abs_pos_embed(torch.randn(1, 197, 768), 37)
-    for result in (patches, back, table):
-        assert result.data_ptr() % HUGE_PAGE == 0
+    tables = [vit_rs.resample_abs_pos_embed(torch.randn(1, 197, 768, dtype=table), 37) for table in TABLES]
+    for result in (patches, back, *tables):
+        assert result.data_ptr() % HUGE_PAGE == 0, result.dtype
         assert result.is_contiguous()
         assert result.untyped_storage().nbytes() == result.nbytes
         assert not result._is_view()  # autograd would refuse to have it changed in place

@@ -333,12 +333,53 @@ def test_more_patchify_errors(options, error, message):
     assert message in str(raised.value)
 
 
+def test_number_of_threads(monkeypatch):
+    """The engine gets the number that was given, or torch's, read when the kernel runs."""
+    from vit_rs.ops import _patch_operators, _resample_operators
+
+    seen = []
+
+    class Engine:
+        def __getattr__(self, name):
+            def called(*arguments, num_threads, **options):
+                seen.append(num_threads)
+                return getattr(vit_rs._core, name)(*arguments, num_threads=num_threads, **options)
+
+            return called
+
+    monkeypatch.setattr(_patch_operators, "_core", Engine())
+    monkeypatch.setattr(_resample_operators, "_core", Engine())
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            vit_rs.unpatchify(vit_rs.patchify(IMAGES, 16), (32, 48), 16)
+            vit_rs.patchify(IMAGES, 16, mean=0.5, num_threads=7)
+            vit_rs.resample_abs_pos_embed(torch.zeros(1, 5, 2), 3)
+            assert seen == [threads, threads, 7, threads]
+            seen.clear()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_numbers_of_numpy_and_torch():
     images = IMAGES.to(torch.uint8)
     expected = vit_rs.patchify(images, 16, mean=0.5, std=[0.25, 0.5, 1.0])
     for half in (np.float32(0.5), np.array(0.5), torch.tensor(0.5), np.array([0.5]), (0.5, 0.5, 0.5)):
         for std in (np.array([0.25, 0.5, 1.0]), torch.tensor([0.25, 0.5, 1.0])):
             assert torch.equal(vit_rs.patchify(images, 16, mean=half, std=std), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_out_may_not_share_memory_of_strided_images(dtype):
+    memory = torch.zeros(2 * 3 * 32 * 48, dtype=dtype)
+    images = memory.view(2, 3, 32, 48)
+    for source, out in ((images[..., ::2], memory[100 : 100 + 2 * 3 * 32 * 24]), (images, memory)):
+        P = (16, 12)
+        patches = out.view(2, -1, 3 * 16 * 12)
+        for options in ({}, {"mean": 0.5}):
+            with pytest.raises(ValueError, match="out shares memory with the input"):
+                vit_rs.patchify(source, P, out=patches, **options)
 
 
 def test_numpy_arrays_that_torch_refuses():
@@ -403,5 +444,10 @@ def test_operator_checks_what_rust_relies_on():
         torch.ops.vit_rs.unpatchify(PATCHES, [32, 48], [16, 16], "pqc", "x")
     with pytest.raises(ValueError, match="expected buffers of 4608 values, got 3840 to read"):
         torch.ops.vit_rs.unpatchify(PATCHES[:, :5], [32, 48], [16, 16])
+    with pytest.raises(ValueError, match=r"mean and std belong together, got \[0.5\] and None"):
+        torch.ops.vit_rs.patchify(IMAGES, [16, 16], "pqc", "NCHW", [0.5])
+    for dtype in (torch.float16, torch.int32):
+        with pytest.raises(ValueError, match=r"without mean and std values keep their dtype, torch\.float32, got"):
+            torch.ops.vit_rs.patchify(IMAGES, [16, 16], "pqc", "NCHW", None, None, dtype)
     with pytest.raises(ValueError, match="std must have 1 or 3 values"):
         torch.ops.vit_rs.patchify(IMAGES, [16, 16], "pqc", "NCHW", [0.5], [1.0, 1.0])

@@ -50,9 +50,26 @@ def _modified(out: Tensor) -> None:
 
 
 def _check_apart(source: Tensor, out: Tensor) -> None:
-    distance = out.data_ptr() - source.data_ptr()
-    if -out.nbytes < distance < source.nbytes:
+    if source.numel() == 0 or source.device != out.device:
+        return
+    (start, end), (out_start, out_end) = _extent(source), _extent(out)
+    if start < out_end and out_start < end:
         raise ValueError("out shares memory with the input")
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """Give the first address of a tensor's values, and the one behind the last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _check_conversion(
+    images: Tensor, mean: list[float] | None, std: list[float] | None, dtype: torch.dtype | None
+) -> None:
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std belong together, got {mean} and {std}")
+    if mean is None and dtype not in (None, images.dtype):
+        raise ValueError(f"without mean and std values keep their dtype, {images.dtype}, got {dtype}")
 
 
 def _patches_shape(images: Tensor, patch_size: list[int], layout: str) -> tuple[int, int, int]:
@@ -78,13 +95,14 @@ def _patchify_out_cpu(
     num_threads: int | None,
     out: Tensor,
 ) -> None:
+    _check_conversion(images, mean, std, out.dtype)
+    _check_apart(images, out)
     if mean is not None and torch.float64 in (images.dtype, out.dtype):
         _patchify_out_torch(images, patch_size, order, layout, mean, std, dtype, num_threads, out)
         return
     images, layout = _in_place(images, layout)
     if out.numel() == 0:
         return
-    _check_apart(images, out)
     B, C, H, W = images.shape if layout == "NCHW" else (images.shape[i] for i in (0, 3, 1, 2))
     geometry: dict[str, Any] = {
         "shape": (B, C, H, W),
@@ -119,6 +137,8 @@ def _patchify_out_torch(
     num_threads: int | None,  # noqa: ARG001  the operator's signature
     out: Tensor,
 ) -> None:
+    _check_conversion(images, mean, std, out.dtype)
+    _check_apart(images, out)
     P, Q = patch_size
     patches = _reference.patchify(images, (P, Q), order=order, layout=layout, mean=mean, std=std, dtype=dtype)
     out.copy_(patches)
@@ -164,6 +184,7 @@ def _patchify_torch(
     dtype: torch.dtype | None = None,
     num_threads: int | None = None,  # noqa: ARG001  the operator's signature
 ) -> Tensor:
+    _check_conversion(images, mean, std, dtype)
     P, Q = patch_size
     return _reference.patchify(images, (P, Q), order=order, layout=layout, mean=mean, std=std, dtype=dtype)
 
@@ -194,10 +215,10 @@ def _unpatchify_out_cpu(
     num_threads: int | None,
     out: Tensor,
 ) -> None:
+    _check_apart(patches, out)
     patches = patches.contiguous()
     if out.numel() == 0:
         return
-    _check_apart(patches, out)
     P, Q = patch_size
     _core.unpatchify(
         _bytes(patches),
@@ -221,6 +242,7 @@ def _unpatchify_out_torch(
     num_threads: int | None,
     out: Tensor,
 ) -> None:
+    _check_apart(patches, out)
     out.copy_(_unpatchify_torch(patches, image_size, patch_size, order, layout, num_threads))
     _modified(out)
 

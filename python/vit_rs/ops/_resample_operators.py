@@ -89,7 +89,7 @@ def _resample_cpu(
     )
     if dtype == torch.float32:
         return target
-    result = target.to(dtype)
+    result = new_result(posemb, (B, target.shape[1], D), dtype).copy_(target)
     if dtype == torch.float64:
         result[:, :num_prefix_tokens] = posemb[:, :num_prefix_tokens]  # lowering the precision is the grid's affair
     return result

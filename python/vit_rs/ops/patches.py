@@ -83,6 +83,9 @@ def patchify(
     thread; on any other device, and in exported graphs, in plain torch. The result does not depend on the number of
     threads.
 
+    On the CPU a result cannot be resized in place. Large ones lie in huge pages, and up to 128 MiB of the memory of
+    results that nobody holds any more are kept for the next.
+
     Differentiable with respect to floating `images`: the gradient is `unpatchify`, divided by `std`.
 
     Args:

@@ -51,7 +51,8 @@ def resample_abs_pos_embed(  # noqa: PLR0917  timm's signature
 
     float32 is computed in float32, half precision too, and rounded once; float64 in float64. Weights are computed in
     float64 always. On the CPU sparse weights are applied in Rust; on other devices, in float64 and in compiled or
-    exported graphs the same weights are two small matrix products, which agree to float32 rounding. Differentiable.
+    exported graphs the same weights are two small matrix products, which agree to float32 rounding where the table is
+    finite. Differentiable.
 
     Args:
         posemb: (1, N, D) or (B, N, D), floating; N = `num_prefix_tokens` + rows*columns of the old grid.
