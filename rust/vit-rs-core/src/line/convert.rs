@@ -51,7 +51,6 @@ struct Convert<'a, S> {
 }
 
 impl<S: Copy + Into<f32>> Kernel for Convert<'_, S> {
-    type Output = ();
     #[inline(always)]
     fn run(self) {
         let unit = self.by.unit;
@@ -151,7 +150,6 @@ struct RoundBf16<'a> {
 }
 
 impl Kernel for RoundBf16<'_> {
-    type Output = ();
     #[inline(always)]
     fn run(self) {
         for (to, from) in self.target.iter_mut().zip(self.source) {

@@ -72,7 +72,6 @@ struct Interleave<'a, T> {
 }
 
 impl<T: Copy> Kernel for Interleave<'_, T> {
-    type Output = ();
     #[inline(always)]
     fn run(self) {
         let [a, b, c] = self.planes;
@@ -89,7 +88,6 @@ struct Deinterleave<'a, T> {
 }
 
 impl<T: Copy> Kernel for Deinterleave<'_, T> {
-    type Output = ();
     #[inline(always)]
     fn run(self) {
         let [a, b, c] = self.planes;

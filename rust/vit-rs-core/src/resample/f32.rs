@@ -139,7 +139,6 @@ struct Passes<'a> {
 }
 
 impl Kernel for Passes<'_> {
-    type Output = ();
     #[inline(always)]
     fn run(self) {
         if self.vertical_first {

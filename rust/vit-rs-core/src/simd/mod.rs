@@ -44,13 +44,12 @@ impl Level {
 
 /// A loop that is compiled for every level.
 pub(crate) trait Kernel {
-    type Output;
     /// The loop, `#[inline(always)]`, as is what it calls within: what is not inlined stays at the baseline.
-    fn run(self) -> Self::Output;
+    fn run(self);
 }
 
 /// Runs a kernel's version for `level`.
-pub(crate) fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
+pub(crate) fn run<K: Kernel>(level: Level, kernel: K) {
     match level.0 {
         Set::Baseline => kernel.run(),
         // SAFETY: this level exists only where the CPU has AVX2.
@@ -61,8 +60,8 @@ pub(crate) fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run()
+fn run_avx2<K: Kernel>(kernel: K) {
+    kernel.run();
 }
 
 /// The instruction sets that matter here and that this CPU has, weakest first.
