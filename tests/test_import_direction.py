@@ -48,7 +48,7 @@ RUST_ORDER = (
     {"source"},
     {"slot"},
     {"pipeline"},
-    {"loader"},
+    {"loader", "transformer"},
 )
 # The only files of the workspace that may allow unsafe code, beside the kernels in simd/.
 UNSAFE_FILES = {

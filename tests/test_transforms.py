@@ -13,9 +13,8 @@ import torchvision.transforms.v2.functional as tvf
 from scipy import stats
 
 from vit_rs import transforms as t
-from vit_rs._core import draw_plan
 from vit_rs.data import ArrayDataset, ImageLoader
-from vit_rs.transforms.compose import lower
+from vit_rs.transforms.lowering import lower
 
 # torch's uint8 kernel itself is the peer: torchvision took its float path instead on some CPUs before 0.25.
 MODES = ["bilinear", "bicubic"]
@@ -35,14 +34,15 @@ def loaded(pixels: np.ndarray, transform: t.Transform | None, **options) -> torc
 
 def plans(
     transform: t.Transform, size: tuple[int, int], count: int, seed: int = 0
-) -> list[list[tuple[str, list[int]]]]:
-    ops = lower(transform).ops
-    return [draw_plan(ops, size, seed, 0, draw) for draw in range(count)]
+) -> list[list[tuple[str, list[float]]]]:
+    view = lower(transform).view()
+    return [view.draw_plan(size, seed, 0, draw, 0)[0] for draw in range(count)]
 
 
 def replay(image: torch.Tensor, plan, mode, padding_mode: str = "constant", fill: int = 0) -> torch.Tensor:
     """Carry out a plan with torchvision's functions."""
-    for step, numbers in plan:
+    for step, values in plan:
+        numbers = [int(value) for value in values]
         if step == "crop":
             image = tvf.crop(image, *numbers)
         elif step == "window":
@@ -217,7 +217,6 @@ ERRORS = {
     "dtype must be torch.float32": lambda: t.ToDtype(torch.int64),
     "std finite and not 0": lambda: t.Normalize([0.5], [0.0]),
     "needs float values: put ToDtype": lambda: t.Compose([t.Normalize([0.5], [0.5])]),
-    "works on 8-bit images: put it before": lambda: t.Compose([t.ToDtype(torch.float32), t.RandomHorizontalFlip()]),
     "mean must have 1 or 3 values, one for each channel, got 2": lambda: ImageLoader(
         source(), t.Compose([t.ToDtype(torch.float32), t.Normalize([0.5] * 2, [0.5] * 2)]), batch_size=1
     ),

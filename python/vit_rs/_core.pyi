@@ -10,16 +10,27 @@ __all__ = [
     "Loader",
     "Op",
     "Source",
+    "Transformer",
+    "View",
     "__version__",
     "allocate",
     "build_info",
+    "center_crop",
     "decode_image",
-    "draw_plan",
     "interpolation_matrix",
     "patchify",
     "patchify_converted",
     "permutation",
+    "random_apply",
+    "random_choice",
+    "random_crop",
+    "random_horizontal_flip",
+    "random_order",
+    "random_resized_crop",
+    "random_vertical_flip",
     "resample_tokens",
+    "resize",
+    "resize_short_side",
     "scan_folder",
     "unpatchify",
 ]
@@ -37,9 +48,6 @@ def decode_image(
     name: str | None = None,
     max_pixels: int = ...,
 ) -> NDArray[np.uint8]: ...
-def draw_plan(
-    ops: Sequence[Op], size: tuple[int, int], seed: int, epoch: int, draw: int
-) -> list[tuple[str, list[int]]]: ...
 def interpolation_matrix(
     input: int,  # noqa: A002
     output: int,
@@ -106,25 +114,48 @@ def unpatchify(
 ) -> None: ...
 
 @final
-class Op:
-    @staticmethod
-    def random_resized_crop(
-        size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], interpolation: str
-    ) -> Op: ...
-    @staticmethod
-    def resize(size: tuple[int, int], interpolation: str) -> Op: ...
-    @staticmethod
-    def resize_short_side(side: int, interpolation: str) -> Op: ...
-    @staticmethod
-    def center_crop(size: tuple[int, int]) -> Op: ...
-    @staticmethod
-    def random_crop(
-        size: tuple[int, int], padding: Sequence[int], pad_if_needed: bool, fill: Sequence[int], padding_mode: str
-    ) -> Op: ...
-    @staticmethod
-    def random_horizontal_flip(p: float) -> Op: ...
-    @staticmethod
-    def random_vertical_flip(p: float) -> Op: ...
+class Op: ...
+
+@final
+class View:
+    def __new__(
+        cls,
+        ops: Sequence[Op],
+        float_ops: Sequence[Op],
+        *,
+        kernels: str,
+        scale: bool | None,
+        normalize: tuple[Sequence[float], Sequence[float]] | None,
+        dtype: str,
+        layout: str,
+        patch: tuple[int, int] | None,
+    ) -> View: ...
+    def describe(self, size: tuple[int, int], seed: int, epoch: int, draw: int, view: int) -> list[str]: ...
+    def draw_plan(
+        self, size: tuple[int, int], seed: int, epoch: int, draw: int, view: int
+    ) -> tuple[list[tuple[str, list[float]]], list[tuple[str, list[float]]]]: ...
+
+@final
+class Transformer:
+    def __new__(cls, views: Sequence[View], max_pixels: int) -> Transformer: ...
+    def encoded(self, data: bytes, seed: int, name: str | None) -> list[NDArray[Any]]: ...
+    def pixels(self, pixels: NDArray[np.uint8], seed: int) -> list[NDArray[Any]]: ...
+
+# Operations of a View.
+def center_crop(size: tuple[int, int]) -> Op: ...
+def random_apply(ops: Sequence[Op], p: float) -> Op: ...
+def random_choice(chains: Sequence[Sequence[Op]], weights: Sequence[float]) -> Op: ...
+def random_crop(
+    size: tuple[int, int], padding: Sequence[int], pad_if_needed: bool, fill: Sequence[int], padding_mode: str
+) -> Op: ...
+def random_horizontal_flip(p: float) -> Op: ...
+def random_order(ops: Sequence[Op]) -> Op: ...
+def random_resized_crop(
+    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], interpolation: str
+) -> Op: ...
+def random_vertical_flip(p: float) -> Op: ...
+def resize(size: tuple[int, int], interpolation: str) -> Op: ...
+def resize_short_side(side: int, interpolation: str) -> Op: ...
 
 @final
 class Source:
@@ -140,13 +171,8 @@ class Loader:
         cls,
         source: Source,
         subset: NDArray[np.uint64] | None,
-        ops: Sequence[Op],
+        views: Sequence[View],
         *,
-        scale: bool | None,
-        normalize: tuple[Sequence[float], Sequence[float]] | None,
-        dtype: str,
-        layout: str,
-        patch: tuple[int, int] | None,
         batch_size: int,
         num_threads: int,
         prefetch: int,
@@ -163,8 +189,8 @@ class Loader:
         drop_last: bool,
         first: int,
     ) -> None: ...
-    def next_batch(self) -> tuple[NDArray[Any], NDArray[np.uint64]] | None: ...
+    def next_batch(self) -> tuple[list[NDArray[Any]], NDArray[np.uint64]] | None: ...
     def stats(self) -> dict[str, Any]: ...
     @property
-    def shape(self) -> list[int]: ...
+    def shapes(self) -> list[list[int]]: ...
     def close(self) -> None: ...

@@ -15,7 +15,7 @@ from vit_rs import distributed
 from vit_rs._core import MAX_PIXELS, Loader, Source, permutation
 from vit_rs.data.array import ArrayDataset
 from vit_rs.data.folder import ImageFolder
-from vit_rs.transforms.compose import lower
+from vit_rs.transforms.lowering import lower_views
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,19 +128,15 @@ class ImageLoader:
         base, subset = _flatten(source)
         labels = np.asarray(_labels(base), dtype=np.int64)
         self._labels = labels if subset is None else labels[subset]
-        chain = lower(transform)
-        self.dtype = chain.dtype if dtype is None else dtype
-        normalize = chain.normalize
+        chains = lower_views(transform)
+        self._dtypes = [chain.dtype if dtype is None else dtype for chain in chains]
         patch_size = layout.patch_size if isinstance(layout, Patches) else None
+        patch = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        order = layout.order if isinstance(layout, Patches) else layout
         self._loader = Loader(
             _core_source(base),
             subset,
-            chain.ops,
-            scale=None if chain.to_dtype is None else chain.to_dtype.scale,
-            normalize=None if normalize is None else (list(normalize.mean), list(normalize.std)),
-            dtype=str(self.dtype).removeprefix("torch."),
-            layout=layout.order if isinstance(layout, Patches) else layout,
-            patch=(patch_size, patch_size) if isinstance(patch_size, int) else patch_size,
+            [chain.view(dtype=dtype, layout=order, patch=patch) for chain in chains],
             batch_size=batch_size,
             num_threads=self.num_threads,
             prefetch=prefetch,
@@ -156,9 +152,14 @@ class ImageLoader:
         self._clock = _Clock()
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of the images; of the first view, where there are several."""
+        return self._dtypes[0]
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Dimensions of one image in a batch."""
-        return tuple(self._loader.shape)
+        """Dimensions of one image in a batch; of the first view, where there are several."""
+        return tuple(self._loader.shapes[0])
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch, on this rank."""
@@ -166,7 +167,7 @@ class ImageLoader:
         share = samples // self.world_size if self.drop_last else -(-samples // self.world_size)
         return share // self.batch_size if self.drop_last else -(-share // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Start the next epoch, or go on in the one that `load_state_dict` named."""
         if self._yielded and not self._resuming:
             self._epoch += 1
@@ -178,7 +179,7 @@ class ImageLoader:
         self._clock = _Clock(self._loader.stats()["images"])
         return self._batches(self._iteration)
 
-    def _batches(self, iteration: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    def _batches(self, iteration: int) -> Iterator[tuple[Any, ...]]:
         while True:
             if iteration != self._iteration:
                 what = "the ImageLoader was closed" if self._closed else "the same ImageLoader was started or set anew"
@@ -191,24 +192,26 @@ class ImageLoader:
                 self._yielded = 0
                 return
             self._yielded += 1
-            pixels, positions = batch
+            views, positions = batch
             if len(positions):
-                yield self._tensors(pixels, positions)
+                yield self._tensors(views, positions)
 
-    def _tensors(self, pixels: np.ndarray[Any, Any], positions: Index) -> tuple[torch.Tensor, ...]:
-        images = torch.from_numpy(pixels)
-        if images.dtype == torch.uint16:
-            images = images.view(self.dtype)
-        tensors = [images, torch.from_numpy(self._labels[positions])]
+    def _tensors(self, views: list[np.ndarray[Any, Any]], positions: Index) -> tuple[Any, ...]:
+        typed = zip(views, self._dtypes, strict=True)
+        images = tuple(self._handed_over(torch.from_numpy(view), dtype) for view, dtype in typed)
+        others = [torch.from_numpy(self._labels[positions])]
         if self.return_index:
-            tensors.append(torch.from_numpy(positions.astype(np.int64)))
+            others.append(torch.from_numpy(positions.astype(np.int64)))
+        return images if len(images) > 1 else images[0], *(self._handed_over(other) for other in others)
+
+    def _handed_over(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if tensor.dtype == torch.uint16 and dtype is not None:
+            tensor = tensor.view(dtype)
         if self.device.type == "cuda":
             # A batch's own memory is reused as soon as its tensor is gone; pinned copies come from torch's caching
             # allocator, which waits for the copy to the device.
-            return tuple(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
-        if self.device.type != "cpu":
-            return tuple(tensor.to(self.device) for tensor in tensors)
-        return tuple(tensors)
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
     def _order(self) -> Index:
         samples = len(self._labels)

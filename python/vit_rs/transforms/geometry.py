@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vit_rs._core import Op
+from vit_rs import _core
+from vit_rs.transforms.base import PixelTransform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vit_rs._core import Op
 
 __all__ = ["CenterCrop", "RandomCrop", "RandomHorizontalFlip", "RandomResizedCrop", "RandomVerticalFlip", "Resize"]
 
@@ -16,7 +19,7 @@ Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
 
 
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width) of a side or a pair of sides."""
     sides = (value, value) if isinstance(value, int) else tuple(value)
     if len(sides) == 1:
@@ -32,7 +35,7 @@ def _antialiased(antialias: bool | None) -> None:
 
 
 @dataclass(frozen=True)
-class RandomResizedCrop:
+class RandomResizedCrop(PixelTransform):
     """Crop a random part and resize it, antialiased.
 
     Source: torchvision.transforms.v2.RandomResizedCrop: area uniform in `scale`, log aspect ratio uniform in `ratio`,
@@ -60,12 +63,12 @@ class RandomResizedCrop:
         self._op()
 
     def _op(self) -> Op:
-        size = _pair("size", self.size)
-        return Op.random_resized_crop(size, self.scale, self.ratio, self.interpolation)
+        size = pair("size", self.size)
+        return _core.random_resized_crop(size, self.scale, self.ratio, self.interpolation)
 
 
 @dataclass(frozen=True)
-class Resize:
+class Resize(PixelTransform):
     """Resize, antialiased.
 
     Source: torchvision.transforms.v2.Resize; pixels are bit-equal to torch's uint8 kernel.
@@ -89,14 +92,14 @@ class Resize:
         self._op()
 
     def _op(self) -> Op:
-        pair = _pair("size", self.size)
+        sides = pair("size", self.size)
         if isinstance(self.size, int) or len(self.size) == 1:
-            return Op.resize_short_side(pair[0], self.interpolation)
-        return Op.resize(pair, self.interpolation)
+            return _core.resize_short_side(sides[0], self.interpolation)
+        return _core.resize(sides, self.interpolation)
 
 
 @dataclass(frozen=True)
-class CenterCrop:
+class CenterCrop(PixelTransform):
     """Keep the middle; black where the image is smaller.
 
     Source: torchvision.transforms.v2.CenterCrop.
@@ -114,11 +117,11 @@ class CenterCrop:
         self._op()
 
     def _op(self) -> Op:
-        return Op.center_crop(_pair("size", self.size))
+        return _core.center_crop(pair("size", self.size))
 
 
 @dataclass(frozen=True)
-class RandomCrop:
+class RandomCrop(PixelTransform):
     """Keep a random window of the padded image.
 
     Source: torchvision.transforms.v2.RandomCrop.
@@ -144,8 +147,8 @@ class RandomCrop:
         self._op()
 
     def _op(self) -> Op:
-        size = _pair("size", self.size)
-        return Op.random_crop(size, self._padding(), self.pad_if_needed, self._fill(), self.padding_mode)
+        size = pair("size", self.size)
+        return _core.random_crop(size, self._padding(), self.pad_if_needed, self._fill(), self.padding_mode)
 
     def _padding(self) -> list[int]:
         given = self.padding
@@ -164,7 +167,7 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
-class RandomHorizontalFlip:
+class RandomHorizontalFlip(PixelTransform):
     """Mirror left and right with probability `p`.
 
     Source: torchvision.transforms.v2.RandomHorizontalFlip.
@@ -176,14 +179,14 @@ class RandomHorizontalFlip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        _probability(self.p)
+        check_probability(self.p)
 
     def _op(self) -> Op:
-        return Op.random_horizontal_flip(self.p)
+        return _core.random_horizontal_flip(self.p)
 
 
 @dataclass(frozen=True)
-class RandomVerticalFlip:
+class RandomVerticalFlip(PixelTransform):
     """Mirror top and bottom with probability `p`.
 
     Source: torchvision.transforms.v2.RandomVerticalFlip.
@@ -195,12 +198,12 @@ class RandomVerticalFlip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        _probability(self.p)
+        check_probability(self.p)
 
     def _op(self) -> Op:
-        return Op.random_vertical_flip(self.p)
+        return _core.random_vertical_flip(self.p)
 
 
-def _probability(p: float) -> None:
+def check_probability(p: float) -> None:
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"p must be a probability in 0..1, got {p!r}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vit_rs.transforms.base import Transform
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,7 +19,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class ToDtype:
+class ToDtype(Transform):
     """Convert the values' type.
 
     Source: torchvision.transforms.v2.ToDtype. With `scale`, 8-bit values are multiplied by 1/255 in float32, as there.
@@ -40,7 +42,7 @@ class ToDtype:
 
 
 @dataclass(frozen=True)
-class Normalize:
+class Normalize(Transform):
     """Subtract a mean and divide by a standard deviation, channel by channel.
 
     Source: torchvision.transforms.v2.Normalize; the same float32 roundings in the same order.

@@ -66,6 +66,27 @@ pub enum Values {
     },
 }
 
+/// How finished images are written, whatever their size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Order of the values.
+    pub layout: Layout,
+    /// Their type.
+    pub dtype: Dtype,
+    /// What becomes of 8-bit values.
+    pub values: Values,
+}
+
+impl Output {
+    /// Prepares for images of one size.
+    ///
+    /// # Errors
+    /// What [`Emit::new`] says.
+    pub fn emit(&self, size: Size, channels: usize) -> Result<Emit> {
+        Emit::new(size, channels, self.layout, self.dtype, &self.values)
+    }
+}
+
 /// Writes finished images of one size into batches.
 #[derive(Clone, Debug)]
 pub struct Emit {

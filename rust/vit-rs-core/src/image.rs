@@ -57,6 +57,15 @@ impl Rect {
         Size { height: self.height, width: self.width }
     }
 
+    /// The smallest rectangle that holds this one and another.
+    #[must_use]
+    pub fn around(self, other: Self) -> Self {
+        let (top, left) = (self.top.min(other.top), self.left.min(other.left));
+        let bottom = (self.top + self.height).max(other.top + other.height);
+        let right = (self.left + self.width).max(other.left + other.width);
+        Self { top, left, height: bottom - top, width: right - left }
+    }
+
     /// Whether it is not empty and lies inside an image of this size.
     #[must_use]
     pub fn is_inside(self, size: Size) -> bool {

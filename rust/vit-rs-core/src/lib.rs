@@ -25,3 +25,4 @@ pub mod slot;
 pub mod pipeline;
 
 pub mod loader;
+pub mod transformer;

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::pipeline::{Counters, OnError, Pipeline, Tools};
+use crate::pipeline::{Counters, OnError, Pipeline, Tools, View};
 use crate::rng::EpochKey;
 use crate::slot::{Part, Parts, Pool, Slot};
 
@@ -47,8 +47,8 @@ impl Order {
 /// A finished batch.
 #[derive(Debug)]
 pub struct Batch {
-    /// Its memory; samples lie one after another from the start.
-    pub slot: Slot,
+    /// The memory of each view; samples lie one after another from the start.
+    pub slots: Vec<Slot>,
     /// Position of each sample that is in it.
     pub positions: Vec<u64>,
 }
@@ -88,7 +88,8 @@ pub struct Stats {
 }
 
 struct Filling {
-    parts: Parts,
+    /// One for each view.
+    parts: Vec<Parts>,
     handed_out: usize,
     unfinished: usize,
     positions: Vec<u64>,
@@ -131,7 +132,8 @@ struct Shared {
     pipeline: Pipeline,
     batch_size: usize,
     prefetch: usize,
-    pool: Arc<Pool>,
+    /// One for each view.
+    pools: Vec<Arc<Pool>>,
     state: Mutex<State>,
     work: Condvar,
     done: Condvar,
@@ -143,7 +145,8 @@ struct Task {
     place: usize,
     position: u64,
     draw: u64,
-    part: Part,
+    /// One for each view.
+    parts: Vec<Part>,
 }
 
 /// Consecutive samples of one batch.
@@ -184,7 +187,7 @@ impl Shared {
             let start = batch * self.batch_size;
             let len = (order.positions.len() - start).min(self.batch_size);
             state.filling.push_back(Filling {
-                parts: self.pool.take()?.split(self.pipeline.emit.bytes()),
+                parts: self.new_parts()?,
                 handed_out: 0,
                 unfinished: len,
                 positions: order.positions[start..start + len].to_vec(),
@@ -201,13 +204,18 @@ impl Shared {
             let number = batch * self.batch_size + place;
             let position = order.positions[number];
             let draw = order.draws.as_ref().map_or(position, |draws| draws[number]);
-            let Some(part) = filling.parts.hand_out() else {
-                return Err(Error::Panic("a batch is larger than its memory".to_owned()));
-            };
-            tasks.push(Task { place, position, draw, part });
+            let parts: Option<_> = filling.parts.iter_mut().map(Parts::hand_out).collect();
+            let parts = parts
+                .ok_or_else(|| Error::Panic("a batch is larger than its memory".to_owned()))?;
+            tasks.push(Task { place, position, draw, parts });
             filling.handed_out += 1;
         }
         Ok(Some(Job { generation: state.generation, epoch: order.epoch, batch, tasks }))
+    }
+
+    fn new_parts(&self) -> Result<Vec<Parts>> {
+        let views = self.pipeline.views.iter().zip(&self.pools);
+        views.map(|(view, pool)| Ok(pool.take()?.split(view.emit.bytes()))).collect()
     }
 
     /// A thread's life. Whatever ends it early is told to the consumer, who would wait for ever.
@@ -272,10 +280,9 @@ impl Shared {
         key: EpochKey,
         task: &mut Task,
     ) -> Result<Option<(u64, Error)>> {
-        let Task { position, draw, part, .. } = task;
-        let bytes = part.bytes_mut();
+        let Task { position, draw, parts, .. } = task;
         let mut sample =
-            |position| self.pipeline.sample(tools, key, position, *draw, bytes, &self.counters);
+            |position| self.pipeline.sample(tools, key, position, *draw, parts, &self.counters);
         let Err(error) = sample(*position) else { return Ok(None) };
         if self.pipeline.on_error == OnError::Substitute && error.is_bad_sample() {
             let mut stream = key.substitutes(*draw);
@@ -328,15 +335,19 @@ impl Loader {
         }
         // A batch never holds more samples than an epoch has: with several ranks some repeat, but none twice in a share.
         let most = batch_size.min(pipeline.len().max(1));
-        let bytes = pipeline.emit.bytes().checked_mul(most).filter(|&b| isize::try_from(b).is_ok());
-        let bytes = bytes.ok_or_else(|| {
-            Error::argument(format!(
-                "{batch_size} images of {} do not fit memory",
-                pipeline.emit.size()
-            ))
-        })?;
+        let pool = |view: &View| {
+            let bytes = view.emit.bytes().checked_mul(most);
+            let bytes = bytes.filter(|&bytes| isize::try_from(bytes).is_ok()).ok_or_else(|| {
+                Error::argument(format!(
+                    "{batch_size} images of {} do not fit memory",
+                    view.emit.size()
+                ))
+            })?;
+            Ok(Pool::new(bytes, prefetch + 2))
+        };
+        let pools = pipeline.views.iter().map(pool).collect::<Result<_>>()?;
         let shared = Arc::new(Shared {
-            pool: Pool::new(bytes, prefetch + 2),
+            pools,
             pipeline,
             batch_size,
             prefetch,
@@ -461,16 +472,15 @@ impl Loader {
     fn finish(&self, filling: Filling) -> Result<Batch> {
         let Filling { parts, mut positions, mut failures, .. } = filling;
         failures.sort_by_key(|failure| failure.place);
-        let slot = parts.finish();
-        let mut slot =
-            slot.ok_or_else(|| Error::Panic("a part of a batch is still held".to_owned()))?;
+        let slots: Option<Vec<_>> = parts.into_iter().map(Parts::finish).collect();
+        let mut slots =
+            slots.ok_or_else(|| Error::Panic("a part of a batch is still held".to_owned()))?;
         let skip = self.shared.pipeline.on_error != OnError::Raise;
         let raised = |failure: &Failure| !skip || !failure.error.is_bad_sample();
         if let Some(at) = failures.iter().position(raised) {
             return Err(failures.swap_remove(at).error);
         }
         if !failures.is_empty() {
-            let bytes = self.shared.pipeline.emit.bytes();
             let lost = failures.iter().filter(|failure| !failure.substituted);
             let mut lost = lost.map(|failure| failure.place).peekable();
             let mut kept = 0;
@@ -478,7 +488,9 @@ impl Loader {
                 if lost.next_if_eq(&place).is_some() {
                     continue;
                 }
-                slot.move_part(place, kept, bytes);
+                for (slot, view) in slots.iter_mut().zip(&self.shared.pipeline.views) {
+                    slot.move_part(place, kept, view.emit.bytes());
+                }
                 positions[kept] = positions[place];
                 kept += 1;
             }
@@ -486,7 +498,7 @@ impl Loader {
             let texts = failures.iter().map(|failure| failure.error.to_string());
             self.shared.lock().failures.extend(texts);
         }
-        Ok(Batch { slot, positions })
+        Ok(Batch { slots, positions })
     }
 
     /// Counts and times since the loader was made, and the failures of the current or last epoch.

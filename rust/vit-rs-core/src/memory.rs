@@ -70,6 +70,13 @@ impl Buffer {
         self.bytes == 0
     }
 
+    /// The bytes.
+    #[must_use]
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: the memory is this long, initialised when it was got, and `&mut self` means that nobody else has it.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
+
     /// The start, aligned to [`ALIGNMENT`].
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {

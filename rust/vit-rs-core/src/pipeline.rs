@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::augment::geometry::Canvas;
+use crate::augment::canvas::Canvas;
 use crate::augment::plan::Plan;
 use crate::augment::spec::Spec;
-use crate::decode::Decoder;
+use crate::decode::{Decoder, Header};
 use crate::emit::Emit;
 use crate::error::{Error, Result};
-use crate::image::Size;
+use crate::image::{ImageView, Rect};
 use crate::rng::EpochKey;
+use crate::slot::Part;
 use crate::source::{Item, Source};
 
 /// What happens to a sample that cannot be read or decoded.
@@ -25,20 +26,34 @@ pub enum OnError {
     Substitute,
 }
 
+/// One view of a sample.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// What is drawn for it.
+    pub spec: Spec,
+    /// How it is written.
+    pub emit: Emit,
+}
+
+/// How files are decoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoding {
+    /// Larger images are errors, and so are transforms that make one.
+    pub max_pixels: usize,
+}
+
 /// From index to pixels in the batch.
 pub struct Pipeline {
     /// The samples.
     pub source: Arc<dyn Source>,
     /// Those that are used: index in the source of each position; None = all.
     pub subset: Option<Vec<u64>>,
-    /// What is drawn for each.
-    pub spec: Spec,
-    /// How it is written.
-    pub emit: Emit,
+    /// What is made of each: one batch tensor a view.
+    pub views: Vec<View>,
     /// First part of every sample's key.
     pub seed: u64,
-    /// Larger images are errors.
-    pub max_pixels: usize,
+    /// How files are decoded.
+    pub decoding: Decoding,
     /// What becomes of errors.
     pub on_error: OnError,
 }
@@ -52,8 +67,8 @@ impl std::fmt::Debug for Pipeline {
 /// A thread's decoders and memory.
 #[derive(Debug, Default)]
 pub(crate) struct Tools {
-    decoder: Decoder,
-    canvas: Canvas,
+    pub(crate) decoder: Decoder,
+    pub(crate) canvas: Canvas,
     file: Vec<u8>,
 }
 
@@ -84,14 +99,14 @@ impl Pipeline {
         })
     }
 
-    /// Reads, decodes, augments and writes one sample.
+    /// Reads, decodes, augments and writes the views of one sample, each into its place.
     pub(crate) fn sample(
         &self,
         tools: &mut Tools,
         key: EpochKey,
         position: u64,
         draw: u64,
-        place: &mut [u8],
+        places: &mut [Part],
         stats: &Counters,
     ) -> Result<()> {
         let Tools { decoder, canvas, file } = tools;
@@ -102,48 +117,91 @@ impl Pipeline {
             counter.fetch_add((now - clock).as_nanos() as u64, Ordering::Relaxed);
             clock = now;
         };
-        let mut work = || {
+        let work = || {
             let item = self.source.item(index, file)?;
             lap(&stats.read);
-            let (plan, view);
-            let (steps, mirrored) = match item {
-                Item::Encoded(bytes) => {
-                    stats.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                    let header = decoder.header(bytes, self.max_pixels)?;
-                    plan = self.plan(header.size, key, draw)?;
-                    let (region, steps, mirrored) = plan.split();
-                    view = decoder.decode_region(bytes, header, region)?;
-                    (steps, mirrored)
-                }
-                Item::Pixels(pixels) => {
-                    plan = self.plan(pixels.size(), key, draw)?;
-                    let (region, steps, mirrored) = plan.split();
-                    view = pixels.crop(region)?;
-                    (steps, mirrored)
-                }
-            };
+            if let Item::Encoded(bytes) = item {
+                stats.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
+            let specs = self.views.iter().map(|view| &view.spec);
+            let prepared = prepare(decoder, item, self.decoding, specs, key, draw)?;
             lap(&stats.decode);
-            let view = canvas.apply(view, steps)?;
-            lap(&stats.augment);
-            self.emit.write(view, mirrored, place)?;
-            lap(&stats.emit);
+            for ((view, plan), place) in self.views.iter().zip(&prepared.plans).zip(places) {
+                let (region, steps, mirrored) = plan.split();
+                let finished = canvas.apply(prepared.part(region)?, plan.kernels, steps)?;
+                lap(&stats.augment);
+                view.emit.write(finished, mirrored, place.bytes_mut())?;
+                lap(&stats.emit);
+            }
             stats.images.fetch_add(1, Ordering::Relaxed);
             Ok(())
         };
         work().map_err(|error: Error| error.named(self.source.name(index)))
     }
+}
 
-    /// Draws a plan, and refuses one that would make a small file a huge image.
-    fn plan(&self, size: Size, key: EpochKey, draw: u64) -> Result<Plan> {
-        let plan = self.spec.plan(size, key, draw, 0)?;
+/// A sample whose size is known.
+enum Opened<'a> {
+    File(&'a [u8], Header),
+    Pixels(ImageView<'a>),
+}
+
+/// What the views of one sample are made of.
+pub(crate) struct Prepared<'a> {
+    /// One for each view.
+    pub(crate) plans: Vec<Plan>,
+    /// The pixels that they need, and where those lie in the image.
+    pixels: ImageView<'a>,
+    decoded: Rect,
+}
+
+impl<'a> Prepared<'a> {
+    /// The pixels that one plan needs.
+    pub(crate) fn part(&self, region: Rect) -> Result<ImageView<'a>> {
+        let (top, left) = (region.top - self.decoded.top, region.left - self.decoded.left);
+        self.pixels.crop(Rect { top, left, ..region })
+    }
+}
+
+/// Draws a plan for each view, and decodes once what they need together.
+pub(crate) fn prepare<'a, 's>(
+    decoder: &'a mut Decoder,
+    item: Item<'a>,
+    decoding: Decoding,
+    specs: impl Iterator<Item = &'s Spec>,
+    key: EpochKey,
+    draw: u64,
+) -> Result<Prepared<'a>> {
+    let opened = match item {
+        Item::Encoded(bytes) => Opened::File(bytes, decoder.header(bytes, decoding.max_pixels)?),
+        Item::Pixels(pixels) => Opened::Pixels(pixels),
+    };
+    let size = match &opened {
+        Opened::File(_, header) => header.size,
+        Opened::Pixels(pixels) => pixels.size(),
+    };
+    let plan = |(view, spec): (u16, &Spec)| {
+        let plan = spec.plan(size, key, draw, view)?;
+        if !plan.float_steps.is_empty() {
+            return Err(Error::argument("operations on floats are not possible yet"));
+        }
         match plan.most_pixels() {
-            most if most > self.max_pixels => Err(Error::sample(format!(
+            // A small file must not become a huge image.
+            most if most > decoding.max_pixels => Err(Error::sample(format!(
                 "its transform makes {most} pixels of {size}, more than max_pixels = {}",
-                self.max_pixels
+                decoding.max_pixels
             ))),
             _ => Ok(plan),
         }
-    }
+    };
+    let plans = (0..).zip(specs).map(plan).collect::<Result<Vec<_>>>()?;
+    let regions = plans.iter().map(|plan| plan.split().0);
+    let decoded = regions.reduce(Rect::around).unwrap_or(size.rect());
+    let pixels = match opened {
+        Opened::File(bytes, header) => decoder.decode_region(bytes, header, decoded)?,
+        Opened::Pixels(pixels) => pixels.crop(decoded)?,
+    };
+    Ok(Prepared { plans, pixels, decoded })
 }
 
 /// What was done so far: samples, bytes, and nanoseconds a stage.

@@ -61,14 +61,11 @@ impl EpochKey {
         self.stream(draw, RESERVED_VIEW, 1)
     }
 
-    /// A uniformly drawn permutation of `0..len` (Fisher-Yates): the order of this epoch.
+    /// A uniformly drawn permutation of `0..len`: the order of this epoch.
     #[must_use]
     pub fn permutation(self, len: usize) -> Vec<u64> {
-        let mut stream = self.stream(0, RESERVED_VIEW, 0);
         let mut order: Vec<u64> = (0..len as u64).collect();
-        for last in (1..len).rev() {
-            order.swap(last, stream.below(last as u64 + 1) as usize);
-        }
+        self.stream(0, RESERVED_VIEW, 0).shuffle(&mut order);
         order
     }
 }
@@ -121,6 +118,20 @@ impl Stream {
             wide = u128::from(self.next_u64()) * u128::from(bound);
         }
         (wide >> 64) as u64
+    }
+
+    /// Puts items into a uniformly drawn order (Fisher-Yates).
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last as u64 + 1) as usize);
+        }
+    }
+
+    /// A normally distributed number of mean 0 and standard deviation 1 (Box-Muller).
+    pub fn normal(&mut self) -> f64 {
+        // 1 - unit lies in (0, 1]: its logarithm is finite.
+        let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.unit()).cos()
     }
 
     /// True with probability `p`.

@@ -2,8 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use vit_rs_core::augment::plan::{Border, Step};
-use vit_rs_core::augment::spec::{Op, Spec, Target};
+use std::sync::Arc;
+
+use vit_rs_core::augment::plan::{Border, Kernels, Step};
+use vit_rs_core::augment::spec::{
+    CenterCrop, Op, RandomApply, RandomChoice, RandomCrop, RandomHorizontalFlip, RandomOrder,
+    RandomResizedCrop, RandomVerticalFlip, Resize, Spec, Target,
+};
 use vit_rs_core::image::Size;
 use vit_rs_core::resample::taps::Filter;
 use vit_rs_core::rng::EpochKey;
@@ -12,14 +17,16 @@ fn sizes(most: usize) -> impl Strategy<Value = Size> {
     (1..most, 1..most).prop_map(|(height, width)| Size::new(height, width))
 }
 
-fn ops() -> impl Strategy<Value = Op> {
+fn dynamic(op: impl Op + 'static) -> Arc<dyn Op> {
+    Arc::new(op)
+}
+
+fn simple() -> impl Strategy<Value = Arc<dyn Op>> {
     let filter = Filter::Bilinear;
     let resized_crop = (sizes(40), 0.01..1.0f64, 0.0..1.0f64, 0.1..3.0f64, 1.0..4.0f64).prop_map(
-        move |(size, low, more, ratio, wider)| Op::RandomResizedCrop {
-            size,
-            scale: (low, low + (1.0 - low) * more),
-            ratio: (ratio, ratio * wider),
-            filter,
+        move |(size, low, more, ratio, wider)| {
+            let scale = (low, low + (1.0 - low) * more);
+            dynamic(RandomResizedCrop { size, scale, ratio: (ratio, ratio * wider), filter })
         },
     );
     let border = prop_oneof![
@@ -29,17 +36,36 @@ fn ops() -> impl Strategy<Value = Op> {
         Just(Border::Symmetric)
     ];
     let crop = (sizes(60), proptest::array::uniform4(0usize..9), border).prop_map(
-        |(size, padding, border)| Op::RandomCrop { size, padding, pad_if_needed: true, border },
+        |(size, padding, border)| {
+            dynamic(RandomCrop { size, padding, pad_if_needed: true, border })
+        },
     );
+    let target =
+        prop_oneof![sizes(50).prop_map(Target::Exact), (1usize..50).prop_map(Target::ShortSide)];
     prop_oneof![
         resized_crop,
         crop,
-        sizes(50).prop_map(Op::CenterCrop),
-        sizes(50).prop_map(move |size| Op::Resize { target: Target::Exact(size), filter }),
-        (1usize..50).prop_map(move |side| Op::Resize { target: Target::ShortSide(side), filter }),
-        (0.0..=1.0f64).prop_map(Op::RandomHorizontalFlip),
-        (0.0..=1.0f64).prop_map(Op::RandomVerticalFlip),
+        sizes(50).prop_map(|size| dynamic(CenterCrop(size))),
+        target.prop_map(move |target| dynamic(Resize { target, filter })),
+        (0.0..=1.0f64).prop_map(|p| dynamic(RandomHorizontalFlip(p))),
+        (0.0..=1.0f64).prop_map(|p| dynamic(RandomVerticalFlip(p))),
     ]
+}
+
+fn ops() -> impl Strategy<Value = Arc<dyn Op>> {
+    let chain = || proptest::collection::vec(simple(), 1..3);
+    prop_oneof![
+        4 => simple(),
+        1 => (chain(), 0.0..=1.0f64).prop_map(|(ops, p)| dynamic(RandomApply { ops, p })),
+        1 => (chain(), chain(), 0.0..1.0f64).prop_map(|(one, two, weight)| {
+            dynamic(RandomChoice { chains: vec![one, two], weights: vec![weight, 0.1] })
+        }),
+        1 => chain().prop_map(|ops| dynamic(RandomOrder(ops))),
+    ]
+}
+
+fn spec(ops: Vec<Arc<dyn Op>>) -> vit_rs_core::error::Result<Spec> {
+    Spec::new(ops, Vec::new(), Kernels::Torch)
 }
 
 proptest! {
@@ -50,7 +76,7 @@ proptest! {
         seed: u64,
         draw: u64,
     ) {
-        let spec = Spec::new(chain).unwrap();
+        let spec = spec(chain).unwrap();
         let key = EpochKey::new(seed, 3);
         let plan = spec.plan(source, key, draw, 0).unwrap();
         prop_assert_eq!(&plan, &spec.plan(source, key, draw, 0).unwrap());
@@ -63,9 +89,10 @@ proptest! {
             prop_assert!(size.height > 0 && size.width > 0);
         }
         prop_assert_eq!(size, plan.output());
-        prop_assert_eq!(size, spec.output_size(Some(source)).unwrap());
-        if let Ok(fixed) = spec.output_size(None) {
-            prop_assert_eq!(size, fixed);
+        for before in [Some(source), None] {
+            if let Ok(fixed) = spec.output_size(before) {
+                prop_assert_eq!(size, fixed);
+            }
         }
         let (region, _, _) = plan.split();
         prop_assert!(region.is_inside(source));
@@ -73,20 +100,20 @@ proptest! {
 
     #[test]
     fn ranges_that_make_no_sense_are_refused(low in -1.0..2.0f64, high in -1.0..2.0f64) {
-        let op = Op::RandomResizedCrop {
+        let op = RandomResizedCrop {
             size: Size::new(4, 4),
             scale: (low, high),
             ratio: (1.0, 1.0),
             filter: Filter::Bilinear,
         };
         let fine = 0.0 < low && low <= high && high <= 1.0;
-        prop_assert_eq!(Spec::new(vec![op]).is_ok(), fine);
+        prop_assert_eq!(spec(vec![dynamic(op)]).is_ok(), fine);
     }
 }
 
 #[test]
 fn a_chain_without_a_fixed_size_is_refused_for_files() {
-    let flips = Spec::new(vec![Op::RandomHorizontalFlip(0.5)]).unwrap();
+    let flips = spec(vec![dynamic(RandomHorizontalFlip(0.5))]).unwrap();
     assert!(flips.output_size(None).is_err_and(|e| e.to_string().contains("a batch needs one")));
     assert_eq!(flips.output_size(Some(Size::new(2, 3))).unwrap(), Size::new(2, 3));
 }

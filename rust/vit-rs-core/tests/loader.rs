@@ -10,7 +10,7 @@ use vit_rs_core::emit::{Dtype, Emit, Layout, Values};
 use vit_rs_core::error::{Error, Result};
 use vit_rs_core::image::{ImageView, Size};
 use vit_rs_core::loader::{Batch, Loader, Next, Order};
-use vit_rs_core::pipeline::{OnError, Pipeline};
+use vit_rs_core::pipeline::{Decoding, OnError, Pipeline, View};
 use vit_rs_core::source::{Item, Source};
 
 /// Image `i` is one pixel of value `i`; multiples of `bad` cannot be read, and `panics` is a bug.
@@ -59,10 +59,12 @@ fn loader(bad: usize, panics: usize, on_error: OnError, threads: usize) -> Loade
     let pipeline = Pipeline {
         source,
         subset: None,
-        spec: Spec::default(),
-        emit: Emit::new(Size::new(1, 1), 1, Layout::Nchw, Dtype::U8, &Values::Raw).unwrap(),
+        views: vec![View {
+            spec: Spec::default(),
+            emit: Emit::new(Size::new(1, 1), 1, Layout::Nchw, Dtype::U8, &Values::Raw).unwrap(),
+        }],
         seed: 1,
-        max_pixels: 100,
+        decoding: Decoding { max_pixels: 100 },
         on_error,
     };
     Loader::new(pipeline, 8, threads, 3).unwrap()
@@ -82,9 +84,9 @@ fn wait(loader: &Loader) -> Result<Option<Batch>> {
     }
 }
 
-fn values(batch: Batch) -> Vec<u64> {
+fn values(mut batch: Batch) -> Vec<u64> {
     let len = batch.positions.len();
-    let mut parts = batch.slot.split(1);
+    let mut parts = batch.slots.pop().unwrap().split(1);
     (0..len).map(|_| u64::from(parts.hand_out().unwrap().bytes_mut()[0])).collect()
 }
 

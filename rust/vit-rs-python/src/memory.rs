@@ -4,6 +4,7 @@
 use numpy::ndarray::{ArrayView, IxDyn};
 use numpy::{Element, PyArrayDyn};
 use pyo3::prelude::*;
+use vit_rs_core::emit::Dtype;
 use vit_rs_core::memory::{ALIGNMENT, Buffer, Recycler};
 use vit_rs_core::slot::Slot;
 
@@ -27,6 +28,13 @@ impl From<Slot> for Memory {
     }
 }
 
+impl From<Buffer> for Memory {
+    /// Memory that [`Memory::buffer`] gave.
+    fn from(buffer: Buffer) -> Self {
+        Self(Some(Owned::Result(buffer)))
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
         if let Some(Owned::Result(buffer)) = self.0.take() {
@@ -42,6 +50,28 @@ impl Memory {
             Some(Owned::Result(buffer)) => (buffer.as_ptr(), buffer.len()),
             None => (std::ptr::dangling_mut(), 0),
         }
+    }
+
+    /// At least `size` bytes, which may be where an earlier result was; their content is unspecified.
+    ///
+    /// # Errors
+    /// [`vit_rs_core::error::Error::Memory`] when there are none.
+    pub fn buffer(size: usize) -> vit_rs_core::error::Result<Buffer> {
+        RESULTS.take(size)
+    }
+
+    /// An array of values of this type over the start of this memory, which it owns; u16 stands for f16 and bf16.
+    pub fn into_values<'py>(
+        self,
+        py: Python<'py>,
+        dtype: Dtype,
+        shape: &[usize],
+    ) -> PyResult<Bound<'py, PyAny>> {
+        Ok(match dtype {
+            Dtype::U8 => self.into_array::<u8>(py, shape)?.into_any(),
+            Dtype::F16 | Dtype::Bf16 => self.into_array::<u16>(py, shape)?.into_any(),
+            Dtype::F32 => self.into_array::<f32>(py, shape)?.into_any(),
+        })
     }
 
     /// An array over the start of this memory, which it owns.
@@ -70,8 +100,7 @@ impl Memory {
 /// `size` bytes for a large result, in huge pages where the system has them; its content is unspecified.
 #[pyfunction]
 fn allocate(py: Python<'_>, size: usize) -> PyResult<Bound<'_, PyArrayDyn<u8>>> {
-    let buffer = RESULTS.take(size).map_err(to_py)?;
-    Memory(Some(Owned::Result(buffer))).into_array(py, &[size])
+    Memory::from(Memory::buffer(size).map_err(to_py)?).into_array(py, &[size])
 }
 
 /// Adds this file's functions to the extension module.

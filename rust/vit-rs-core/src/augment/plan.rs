@@ -3,6 +3,16 @@
 use crate::image::{Rect, Size};
 use crate::resample::taps::Filter;
 
+/// Whose pixels the kernels give, where the field's libraries differ in the last bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernels {
+    /// torch's and torchvision's, on uint8 tensors.
+    #[default]
+    Torch,
+    /// Pillow's.
+    Pillow,
+}
+
 /// What stands outside an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Border {
@@ -17,7 +27,7 @@ pub enum Border {
 }
 
 /// One operation with all its numbers.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// Keep a part that lies inside the image.
     Crop(Rect),
@@ -43,16 +53,55 @@ pub enum Step {
     FlipHorizontal,
     /// Mirror top and bottom.
     FlipVertical,
+    /// Change colours, pixel by pixel or by the image's histogram.
+    Color(Color),
+    /// Convolve with a Gaussian, the border reflected.
+    GaussianBlur {
+        /// Height and width of the kernel, odd.
+        kernel: Size,
+        /// Standard deviation along the height and the width, pixels.
+        sigma: (f64, f64),
+    },
+}
+
+/// What happens to colours.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Color {
+    /// Blend with black: 0 is black, 1 the image.
+    Brightness(f64),
+    /// Blend with the mean of its gray: 0 is gray, 1 the image.
+    Contrast(f64),
+    /// Blend with its gray: 0 is gray, 1 the image.
+    Saturation(f64),
+    /// Turn the hue by this share of the circle, -0.5 to 0.5.
+    Hue(f64),
+    /// All channels become the gray.
+    Grayscale,
+    /// 255 minus the value.
+    Invert,
+    /// Keep this many upper bits.
+    Posterize(u8),
+    /// Invert values from this one on.
+    Solarize(u8),
+    /// Spread each channel's histogram evenly.
+    Equalize,
+    /// Spread each channel's range over 0 to 255.
+    AutoContrast,
+    /// Blend with a smoothed image: 0 is smooth, 1 the image, 2 sharper.
+    Sharpness(f64),
 }
 
 impl Step {
     /// The size of an image of size `before` after this step.
     #[must_use]
     pub fn size_after(&self, before: Size) -> Size {
-        match *self {
+        match self {
             Self::Crop(rect) => rect.size(),
-            Self::Window { size, .. } | Self::Resize { size, .. } => size,
-            Self::FlipHorizontal | Self::FlipVertical => before,
+            Self::Window { size, .. } | Self::Resize { size, .. } => *size,
+            Self::FlipHorizontal
+            | Self::FlipVertical
+            | Self::Color(_)
+            | Self::GaussianBlur { .. } => before,
         }
     }
 }
@@ -62,22 +111,30 @@ impl Step {
 pub struct Plan {
     /// The stored image's size.
     pub source: Size,
-    /// What is done, in order.
+    /// Whose pixels the steps give.
+    pub kernels: Kernels,
+    /// What is done to 8-bit pixels, in order.
     pub steps: Vec<Step>,
+    /// What is done to floats after that.
+    pub float_steps: Vec<Step>,
 }
 
 impl Plan {
+    fn all(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().chain(&self.float_steps)
+    }
+
     /// The view's size.
     #[must_use]
     pub fn output(&self) -> Size {
-        self.steps.iter().fold(self.source, |size, step| step.size_after(size))
+        self.all().fold(self.source, |size, step| step.size_after(size))
     }
 
     /// The most pixels that the image has between any two steps.
     #[must_use]
     pub fn most_pixels(&self) -> usize {
         let mut size = self.source;
-        let after = self.steps.iter().map(|step| {
+        let after = self.all().map(|step| {
             size = step.size_after(size);
             size.pixels()
         });
@@ -95,7 +152,7 @@ impl Plan {
             steps = rest;
         }
         let mut mirrored = false;
-        while let [rest @ .., Step::FlipHorizontal] = steps {
+        while let ([rest @ .., Step::FlipHorizontal], []) = (steps, &self.float_steps[..]) {
             mirrored = !mirrored;
             steps = rest;
         }
@@ -113,10 +170,12 @@ mod tests {
         let resize = Step::Resize { size: Size::new(4, 4), filter: Filter::Bilinear };
         let plan = Plan {
             source: Size::new(100, 50),
+            kernels: Kernels::Torch,
+            float_steps: Vec::new(),
             steps: vec![
                 crop(10, 5, 40, 30),
                 crop(1, 2, 20, 10),
-                resize,
+                resize.clone(),
                 Step::FlipHorizontal,
                 Step::FlipHorizontal,
                 Step::FlipHorizontal,

@@ -1,0 +1,127 @@
+"""From a transform to what the engine is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vit_rs._core import View
+from vit_rs.transforms.base import PixelTransform, Transform
+from vit_rs.transforms.multi_crop import MultiCrop
+from vit_rs.transforms.values import Normalize, ToDtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Literal
+
+    from vit_rs._core import Op
+
+__all__ = ["Lowered", "lower", "lower_views", "pixel_ops"]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """One view's chain, as the engine takes it."""
+
+    ops: list[Op]
+    float_ops: list[Op]
+    to_dtype: ToDtype | None
+    normalize: Normalize | None
+    kernels: Literal["torch", "pillow"] | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the values at the chain's end."""
+        return torch.uint8 if self.to_dtype is None else self.to_dtype.dtype
+
+    def view(
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        layout: str = "NCHW",
+        patch: tuple[int, int] | None = None,
+        kernels: Literal["torch", "pillow"] = "torch",
+    ) -> View:
+        """Return the engine's view; `kernels` where the chain names none."""
+        normalize = self.normalize
+        return View(
+            self.ops,
+            self.float_ops,
+            kernels=self.kernels or kernels,
+            scale=None if self.to_dtype is None else self.to_dtype.scale,
+            normalize=None if normalize is None else (list(normalize.mean), list(normalize.std)),
+            dtype=str(dtype or self.dtype).removeprefix("torch."),
+            layout=layout,
+            patch=patch,
+        )
+
+
+def lower(transform: Transform | None) -> Lowered:
+    """Split a chain for one view into operations on 8-bit pixels and what happens to the values at last.
+
+    Raises:
+        TypeError: something that is not a transform of vit_rs.
+        ValueError: an order that cannot be carried out.
+    """
+    ops: list[Op] = []
+    float_ops: list[Op] = []
+    to_dtype: ToDtype | None = None
+    normalize: Normalize | None = None
+    for step in () if transform is None else _steps(transform):
+        if isinstance(step, ToDtype):
+            if to_dtype is not None:
+                raise ValueError(f"{step} is a second conversion; one ToDtype is possible")
+            to_dtype = None if step.dtype == torch.uint8 else step
+        elif isinstance(step, Normalize):
+            if to_dtype is None:
+                raise ValueError(f"{step} needs float values: put ToDtype(torch.float32, scale=True) before it")
+            if normalize is not None:
+                raise ValueError(f"{step} is a second Normalize")
+            normalize = step
+        elif isinstance(step, PixelTransform):
+            (ops if to_dtype is None else float_ops).append(step._op())  # noqa: SLF001  (a method of our own classes)
+        else:
+            raise ValueError(  # noqa: TRY004  (a transform, but in a wrong place)
+                f"{step} makes several views: it stands alone, and what all views share stands in each"
+            )
+    return Lowered(ops, float_ops, to_dtype, normalize, getattr(transform, "kernels", None))
+
+
+def lower_views(transform: Transform | None) -> list[Lowered]:
+    """Return the chain of each view: several under a MultiCrop, else one."""
+    steps = [] if transform is None else list(_steps(transform))
+    if len(steps) == 1 and isinstance(steps[0], MultiCrop):
+        kernels = getattr(transform, "kernels", None)
+        chains = [lower(chain) for chain, count in steps[0].counted() for _ in range(count)]
+        for chain in chains:
+            if kernels is not None and chain.kernels not in (kernels, None):
+                raise ValueError(f"a view has kernels {chain.kernels!r} inside a Compose with {kernels!r}")
+        return [Lowered(c.ops, c.float_ops, c.to_dtype, c.normalize, c.kernels or kernels) for c in chains]
+    return [lower(transform)]
+
+
+def pixel_ops(transforms: Iterable[Transform]) -> list[Op]:
+    """Return the operations of transforms that stand inside another one.
+
+    Raises:
+        TypeError: one that is not a transform of pixels.
+        ValueError: there are none.
+    """
+    ops = []
+    for transform in transforms:
+        for step in _steps(transform):
+            if not isinstance(step, PixelTransform):
+                raise TypeError(f"only transforms of pixels can stand here, got {step}")
+            ops.append(step._op())  # noqa: SLF001
+    if not ops:
+        raise ValueError("at least one transform is needed here")
+    return ops
+
+
+def _steps(transform: Transform) -> Iterable[Transform]:
+    if not isinstance(transform, Transform):
+        kind = type(transform)
+        raise TypeError(f"expected a transform of vit_rs.transforms, got {kind.__module__}.{kind.__name__}")
+    return transform.steps()

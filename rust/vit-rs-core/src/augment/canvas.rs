@@ -1,0 +1,98 @@
+//! Carries out the steps of a plan on 8-bit pixels.
+
+use super::geometry;
+use super::plan::{Kernels, Step};
+use crate::error::{Error, Result};
+use crate::image::{ImageBuf, ImageView};
+use crate::resample::u8::Resizer;
+
+/// The memory of a chain of steps, one per thread.
+#[derive(Debug, Default)]
+pub struct Canvas {
+    resizer: Resizer,
+    buffers: [ImageBuf; 2],
+}
+
+impl Canvas {
+    /// Applies `steps` to `source` and returns the result, which borrows either.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Argument`] when a crop leaves the image.
+    pub fn apply<'a>(
+        &'a mut self,
+        source: ImageView<'a>,
+        kernels: Kernels,
+        steps: &[Step],
+    ) -> Result<ImageView<'a>> {
+        // Every step has an arm; those that differ between libraries ask for `kernels`.
+        let _ = kernels;
+        let [front, back] = &mut self.buffers;
+        let (mut current, mut next) = (front, back);
+        let mut view = None;
+        for step in steps {
+            let from = match view {
+                None => source,
+                Some(()) => current.view()?,
+            };
+            match step {
+                Step::Crop(rect) => geometry::copy(from.crop(*rect)?, next),
+                Step::Window { top, left, size, border } => {
+                    geometry::window(from, *top, *left, *size, *border, next);
+                }
+                Step::Resize { size, filter } => self.resizer.resize(from, *size, *filter, next)?,
+                Step::FlipHorizontal => geometry::flip_horizontal(from, next),
+                Step::FlipVertical => geometry::flip_vertical(from, next),
+                Step::Color(_) | Step::GaussianBlur { .. } => {
+                    return Err(Error::argument(format!("{step:?} is not possible yet")));
+                }
+            }
+            view = Some(());
+            std::mem::swap(&mut current, &mut next);
+        }
+        match view {
+            None => Ok(source),
+            Some(()) => current.view(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::augment::plan::Border;
+    use crate::image::{Rect, Size};
+
+    fn gray(data: &[u8]) -> ImageView<'_> {
+        ImageView::new(data, Size::new(1, data.len()), 1, data.len()).unwrap()
+    }
+
+    fn window_row(left: i64, width: usize, border: Border) -> Vec<u8> {
+        let mut canvas = Canvas::default();
+        let step = Step::Window { top: 0, left, size: Size::new(1, width), border };
+        canvas.apply(gray(&[1, 2, 3]), Kernels::Torch, &[step]).unwrap().row(0).to_vec()
+    }
+
+    #[test]
+    fn borders_are_numpys() {
+        assert_eq!(window_row(-2, 7, Border::Constant([9; 3])), [9, 9, 1, 2, 3, 9, 9]);
+        assert_eq!(window_row(-2, 7, Border::Edge), [1, 1, 1, 2, 3, 3, 3]);
+        assert_eq!(window_row(-2, 7, Border::Reflect), [3, 2, 1, 2, 3, 2, 1]);
+        assert_eq!(window_row(-2, 7, Border::Symmetric), [2, 1, 1, 2, 3, 3, 2]);
+        assert_eq!(window_row(5, 2, Border::Constant([7; 3])), [7, 7]);
+        assert_eq!(window_row(-9, 2, Border::Constant([7; 3])), [7, 7]);
+        assert_eq!(window_row(-9, 19, Border::Symmetric)[9..12], [1, 2, 3]);
+    }
+
+    #[test]
+    fn chains_alternate_buffers() {
+        let data: Vec<u8> = (0..12).collect();
+        let image = ImageView::new(&data, Size::new(2, 2), 3, 6).unwrap();
+        let mut canvas = Canvas::default();
+        let crop = Step::Crop(Rect { top: 0, left: 1, height: 2, width: 1 });
+        let steps = [Step::FlipVertical, Step::FlipHorizontal, crop];
+        let view = canvas.apply(image, Kernels::Torch, &steps).unwrap();
+        assert_eq!((view.row(0), view.row(1)), (&[6, 7, 8][..], &[0, 1, 2][..]));
+        assert_eq!(canvas.apply(image, Kernels::Torch, &[]).unwrap().row(1), &data[6..]);
+    }
+}

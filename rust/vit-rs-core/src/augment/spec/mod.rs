@@ -1,0 +1,211 @@
+//! What the user asked for. Names, parameters and distributions are torchvision v2's; the random numbers are ours.
+//!
+//! An operation is a value with its parameters; drawing it adds steps with all numbers to a plan. Each operation of a
+//! view, those inside others too, draws from a stream of its own.
+
+mod containers;
+mod geometry;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+pub use containers::{RandomApply, RandomChoice, RandomOrder};
+pub use geometry::{
+    CenterCrop, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, RandomVerticalFlip, Resize,
+    Target,
+};
+
+use super::plan::{Border, Kernels, Plan, Step};
+use crate::error::{Error, Result};
+use crate::image::{Rect, Size};
+use crate::resample::taps::Filter;
+use crate::rng::{EpochKey, Stream};
+
+/// An operation with the user's parameters.
+pub trait Op: Debug + Send + Sync {
+    /// Looks whether the parameters make sense.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with the one that does not.
+    fn check(&self) -> Result<()>;
+
+    /// Draws this operation's numbers and adds its steps.
+    ///
+    /// # Errors
+    /// [`Error::Sample`] when the image cannot be what the operation needs.
+    fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()>;
+
+    /// The size of every image after this operation, when all have size `before` (None: any).
+    fn output_size(&self, before: Option<Size>) -> Option<Size> {
+        before
+    }
+
+    /// How many operations this is, those inside it counted too.
+    fn count(&self) -> usize {
+        1
+    }
+}
+
+/// A plan in the making.
+#[derive(Debug)]
+pub struct Drawing {
+    key: EpochKey,
+    draw: u64,
+    view: u16,
+    /// Operations that were drawn.
+    operations: u16,
+    kernels: Kernels,
+    size: Size,
+    steps: Vec<Step>,
+}
+
+impl Drawing {
+    /// The image's size at this point.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
+    /// Whose pixels the steps are to give.
+    #[must_use]
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
+    /// Draws an operation from the next stream.
+    ///
+    /// # Errors
+    /// What the operation says.
+    pub fn run(&mut self, op: &dyn Op) -> Result<()> {
+        let mut stream = self.key.stream(self.draw, self.view, self.operations);
+        // `Spec::new` counted them.
+        self.operations = self.operations.wrapping_add(1);
+        op.draw(self, &mut stream)
+    }
+
+    /// Adds a step.
+    pub fn push(&mut self, step: Step) {
+        self.size = step.size_after(self.size);
+        self.steps.push(step);
+    }
+
+    /// Adds a crop, unless it keeps the whole image.
+    pub fn crop(&mut self, rect: Rect) {
+        if rect != self.size.rect() {
+            self.push(Step::Crop(rect));
+        }
+    }
+
+    /// Adds a resize, unless the size is there already.
+    pub fn resize(&mut self, size: Size, filter: Filter) {
+        if size != self.size {
+            self.push(Step::Resize { size, filter });
+        }
+    }
+
+    /// Adds a window; one that lies inside the image is a crop, which the decoder can use.
+    pub fn window(&mut self, top: i64, left: i64, size: Size, border: Border) {
+        if let (Ok(row), Ok(column)) = (usize::try_from(top), usize::try_from(left)) {
+            let rect = Rect { top: row, left: column, height: size.height, width: size.width };
+            if rect.is_inside(self.size) {
+                return self.crop(rect);
+            }
+        }
+        self.push(Step::Window { top, left, size, border });
+    }
+
+    /// Draws what `draw` draws, but into a list of its own: the plan's size and steps stay as they are.
+    ///
+    /// # Errors
+    /// What `draw` says.
+    pub fn aside(&mut self, draw: impl FnOnce(&mut Self) -> Result<()>) -> Result<Vec<Step>> {
+        let (size, steps) = (self.size, std::mem::take(&mut self.steps));
+        let drawn = draw(self);
+        self.size = size;
+        let aside = std::mem::replace(&mut self.steps, steps);
+        drawn.map(|()| aside)
+    }
+}
+
+/// Operations on 8-bit pixels, and after them those on floats.
+#[derive(Clone, Debug, Default)]
+pub struct Spec {
+    ops: Vec<Arc<dyn Op>>,
+    float_ops: Vec<Arc<dyn Op>>,
+    kernels: Kernels,
+}
+
+impl Spec {
+    /// A chain that was checked.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a range or probability that makes no sense.
+    pub fn new(
+        ops: Vec<Arc<dyn Op>>,
+        float_ops: Vec<Arc<dyn Op>>,
+        kernels: Kernels,
+    ) -> Result<Self> {
+        let spec = Self { ops, float_ops, kernels };
+        spec.all().try_for_each(Op::check)?;
+        let count = spec.all().map(Op::count).fold(0, usize::saturating_add);
+        if count > usize::from(u16::MAX) {
+            return Err(Error::argument(format!("{count} operations; 65535 are possible")));
+        }
+        Ok(spec)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &dyn Op> {
+        self.ops.iter().chain(&self.float_ops).map(|op| &**op)
+    }
+
+    /// Draws the numbers for view `view` of draw `draw`, an image of size `source`.
+    ///
+    /// # Errors
+    /// [`Error::Sample`] when the image is too small for a crop.
+    pub fn plan(&self, source: Size, key: EpochKey, draw: u64, view: u16) -> Result<Plan> {
+        let kernels = self.kernels;
+        let steps = Vec::with_capacity(self.ops.len() + 1);
+        let mut drawing = Drawing { key, draw, view, operations: 0, kernels, size: source, steps };
+        self.ops.iter().try_for_each(|op| drawing.run(&**op))?;
+        let steps = std::mem::take(&mut drawing.steps);
+        self.float_ops.iter().try_for_each(|op| drawing.run(&**op))?;
+        Ok(Plan { source, kernels, steps, float_steps: drawing.steps })
+    }
+
+    /// The size that every view has, when all images have size `input` (None: any).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when it depends on the image: a batch needs one size.
+    pub fn output_size(&self, input: Option<Size>) -> Result<Size> {
+        self.all().fold(input, |size, op| op.output_size(size)).ok_or_else(|| {
+            Error::argument(
+                "the transform leaves images at different sizes, and a batch needs one: end it with \
+                 RandomResizedCrop, RandomCrop, CenterCrop or Resize((height, width))",
+            )
+        })
+    }
+}
+
+fn check_side(size: Size) -> Result<()> {
+    let fine = (1..=1 << 16).contains(&size.height) && (1..=1 << 16).contains(&size.width);
+    fine.then_some(())
+        .ok_or_else(|| Error::argument(format!("size must be 1..=65536 on both sides, got {size}")))
+}
+
+/// A range of positive numbers up to `most`.
+fn check_range(name: &str, (low, high): (f64, f64), most: f64) -> Result<()> {
+    let fine = low.is_finite() && high.is_finite() && 0.0 < low && low <= high && high <= most;
+    fine.then_some(()).ok_or_else(|| {
+        Error::argument(format!(
+            "{name} must be (low, high) with 0 < low <= high{}, got ({low}, {high})",
+            if most.is_finite() { format!(" <= {most}") } else { String::new() }
+        ))
+    })
+}
+
+fn check_probability(p: f64) -> Result<()> {
+    (0.0..=1.0)
+        .contains(&p)
+        .then_some(())
+        .ok_or_else(|| Error::argument(format!("p must be a probability in 0..=1, got {p}")))
+}

@@ -1,0 +1,95 @@
+//! The views of a sample without a loader: images come one by one, and results go to memory of their own.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::augment::spec::Spec;
+use crate::emit::{Emit, Output};
+use crate::error::{Error, Result};
+use crate::image::Size;
+use crate::memory::Buffer;
+use crate::pipeline::{Decoding, Tools, prepare};
+use crate::rng::EpochKey;
+use crate::source::Item;
+
+/// What is done to single images. Many threads may use it at once.
+#[derive(Debug)]
+pub struct Transformer {
+    views: Vec<(Spec, Output)>,
+    decoding: Decoding,
+    /// Those that nobody uses at the moment: at most as many as were in use at once.
+    tools: Mutex<Vec<Kit>>,
+}
+
+/// What one call needs.
+#[derive(Debug, Default)]
+struct Kit {
+    tools: Tools,
+    /// What wrote each view the last time.
+    emits: Vec<Option<Emit>>,
+}
+
+impl Transformer {
+    /// The views that are made of each image.
+    #[must_use]
+    pub fn new(views: Vec<(Spec, Output)>, decoding: Decoding) -> Self {
+        Self { views, decoding, tools: Mutex::default() }
+    }
+
+    /// Makes the views of one image, each in a buffer that `room` gives for its bytes.
+    ///
+    /// # Errors
+    /// [`Error`] when the image cannot be decoded, does not fit a view, or there is no memory.
+    pub fn run(
+        &self,
+        item: Item<'_>,
+        key: EpochKey,
+        room: impl Fn(usize) -> Result<Buffer>,
+    ) -> Result<Vec<(Buffer, Emit)>> {
+        let kept = || self.tools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kit = kept().pop().unwrap_or_default();
+        let made = self.make(&mut kit, item, key, room);
+        kept().push(kit);
+        made
+    }
+
+    fn make(
+        &self,
+        kit: &mut Kit,
+        item: Item<'_>,
+        key: EpochKey,
+        room: impl Fn(usize) -> Result<Buffer>,
+    ) -> Result<Vec<(Buffer, Emit)>> {
+        let Kit { tools: Tools { decoder, canvas, .. }, emits } = kit;
+        emits.resize(self.views.len(), None);
+        let specs = self.views.iter().map(|(spec, _)| spec);
+        let prepared = prepare(decoder, item, self.decoding, specs, key, 0)?;
+        let mut made = Vec::with_capacity(self.views.len());
+        for (((_, output), plan), emit) in self.views.iter().zip(&prepared.plans).zip(emits) {
+            let (region, steps, mirrored) = plan.split();
+            let finished = canvas.apply(prepared.part(region)?, plan.kernels, steps)?;
+            let emit = emit_for(emit, output, finished.size(), finished.channels())?;
+            let mut buffer = room(emit.bytes())?;
+            let bytes = buffer.as_mut_slice().get_mut(..emit.bytes());
+            let bytes = bytes.ok_or_else(|| Error::Memory(emit.bytes()))?;
+            emit.write(finished, mirrored, bytes)?;
+            made.push((buffer, emit.clone()));
+        }
+        Ok(made)
+    }
+}
+
+/// The last one again, if it is for such images.
+fn emit_for<'a>(
+    last: &'a mut Option<Emit>,
+    output: &Output,
+    size: Size,
+    channels: usize,
+) -> Result<&'a Emit> {
+    if last.as_ref().is_none_or(|emit| emit.size() != size || emit.channels() != channels) {
+        *last = None;
+    }
+    match last {
+        Some(emit) => Ok(emit),
+        none => Ok(none.insert(output.emit(size, channels)?)),
+    }
+}

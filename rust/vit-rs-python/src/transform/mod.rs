@@ -1,0 +1,261 @@
+//! Chains of transforms, as `vit_rs.transforms` lowers them: a file for each family of operations.
+
+mod containers;
+mod geometry;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use numpy::{PyReadonlyArray3, PyUntypedArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use vit_rs_core::augment::plan::{Color, Kernels, Plan, Step};
+use vit_rs_core::augment::spec::{Op as CoreOp, Spec};
+use vit_rs_core::emit::{Dtype, Layout, Output, Values};
+use vit_rs_core::image::{ImageView, Size};
+use vit_rs_core::patchify::Order;
+use vit_rs_core::pipeline::Decoding;
+use vit_rs_core::rng::EpochKey;
+use vit_rs_core::source::Item;
+use vit_rs_core::transformer::Transformer as CoreTransformer;
+
+use crate::error::to_py;
+use crate::memory::Memory;
+
+/// One operation with the user's parameters.
+#[pyclass(frozen, module = "vit_rs._core", name = "Op")]
+#[derive(Clone)]
+pub struct Op(Arc<dyn CoreOp>);
+
+impl Op {
+    /// An operation, once its parameters were checked.
+    fn new(op: impl CoreOp + 'static) -> PyResult<Self> {
+        op.check().map_err(to_py)?;
+        Ok(Self(Arc::new(op)))
+    }
+
+    fn list(ops: &[Bound<'_, Self>]) -> Vec<Arc<dyn CoreOp>> {
+        ops.iter().map(|op| Arc::clone(&op.get().0)).collect()
+    }
+}
+
+#[pymethods]
+impl Op {
+    fn __repr__(&self) -> String {
+        format!("{:?}", self.0)
+    }
+}
+
+/// What is done to one view of an image, and how it is written.
+#[pyclass(frozen, module = "vit_rs._core", name = "View")]
+pub struct View {
+    pub spec: Spec,
+    pub output: Output,
+}
+
+#[pymethods]
+impl View {
+    #[new]
+    #[pyo3(signature = (ops, float_ops, *, kernels, scale, normalize, dtype, layout, patch))]
+    fn new(
+        ops: Vec<Bound<'_, Op>>,
+        float_ops: Vec<Bound<'_, Op>>,
+        kernels: &str,
+        scale: Option<bool>,
+        normalize: Option<(Vec<f32>, Vec<f32>)>,
+        dtype: &str,
+        layout: &str,
+        patch: Option<(usize, usize)>,
+    ) -> PyResult<Self> {
+        let values = match scale {
+            None => Values::Raw,
+            Some(scale) => Values::Float { scale, normalize },
+        };
+        let spec = Spec::new(Op::list(&ops), Op::list(&float_ops), self::kernels(kernels)?);
+        let (layout, dtype) = (self::layout(layout, patch)?, self::dtype(dtype)?);
+        Ok(Self { spec: spec.map_err(to_py)?, output: Output { layout, dtype, values } })
+    }
+
+    /// The plan of one sample, for people: a line for each step.
+    fn describe(
+        &self,
+        size: (usize, usize),
+        seed: u64,
+        epoch: u64,
+        draw: u64,
+        view: u16,
+    ) -> PyResult<Vec<String>> {
+        let plan = self.plan(size, seed, epoch, draw, view)?;
+        let steps = plan.steps.iter().chain(&plan.float_steps);
+        Ok(steps.map(|step| format!("{step:?}")).collect())
+    }
+
+    /// The numbers drawn for one sample, in order, as `numbers` tells each step: on 8-bit pixels, and on floats.
+    #[allow(clippy::type_complexity)]
+    fn draw_plan(
+        &self,
+        size: (usize, usize),
+        seed: u64,
+        epoch: u64,
+        draw: u64,
+        view: u16,
+    ) -> PyResult<(Vec<(&'static str, Vec<f64>)>, Vec<(&'static str, Vec<f64>)>)> {
+        let plan = self.plan(size, seed, epoch, draw, view)?;
+        let told = |steps: &[Step]| steps.iter().map(numbers).collect();
+        Ok((told(&plan.steps), told(&plan.float_steps)))
+    }
+}
+
+impl View {
+    fn plan(
+        &self,
+        size: (usize, usize),
+        seed: u64,
+        epoch: u64,
+        draw: u64,
+        view: u16,
+    ) -> PyResult<Plan> {
+        let key = EpochKey::new(seed, epoch);
+        self.spec.plan(Size::new(size.0, size.1), key, draw, view).map_err(to_py)
+    }
+}
+
+/// A step's name and its numbers: crop (top, left, height, width), window (the same, may reach outside), resize (height,
+/// width), `flip_horizontal` and `flip_vertical` (none), `gaussian_blur` (kernel height and width, sigma of both), and
+/// the colours' names in lower case (their number, if they have one).
+fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
+    let whole = |numbers: &[usize]| numbers.iter().map(|&number| number as f64).collect();
+    match step {
+        Step::Crop(rect) => ("crop", whole(&[rect.top, rect.left, rect.height, rect.width])),
+        Step::Window { top, left, size, .. } => {
+            ("window", vec![*top as f64, *left as f64, size.height as f64, size.width as f64])
+        }
+        Step::Resize { size, .. } => ("resize", whole(&[size.height, size.width])),
+        Step::FlipHorizontal => ("flip_horizontal", Vec::new()),
+        Step::FlipVertical => ("flip_vertical", Vec::new()),
+        Step::GaussianBlur { kernel, sigma } => {
+            let numbers = [kernel.height as f64, kernel.width as f64, sigma.0, sigma.1];
+            ("gaussian_blur", numbers.to_vec())
+        }
+        Step::Color(color) => match *color {
+            Color::Brightness(factor) => ("brightness", vec![factor]),
+            Color::Contrast(factor) => ("contrast", vec![factor]),
+            Color::Saturation(factor) => ("saturation", vec![factor]),
+            Color::Hue(turn) => ("hue", vec![turn]),
+            Color::Grayscale => ("grayscale", Vec::new()),
+            Color::Invert => ("invert", Vec::new()),
+            Color::Posterize(bits) => ("posterize", vec![f64::from(bits)]),
+            Color::Solarize(threshold) => ("solarize", vec![f64::from(threshold)]),
+            Color::Equalize => ("equalize", Vec::new()),
+            Color::AutoContrast => ("autocontrast", Vec::new()),
+            Color::Sharpness(factor) => ("sharpness", vec![factor]),
+        },
+    }
+}
+
+/// Views applied to images that come one by one.
+#[pyclass(frozen, module = "vit_rs._core", name = "Transformer")]
+struct Transformer(CoreTransformer);
+
+#[pymethods]
+impl Transformer {
+    #[new]
+    fn new(views: Vec<Bound<'_, View>>, max_pixels: usize) -> Self {
+        let views = views.iter().map(|view| (view.get().spec.clone(), view.get().output.clone()));
+        Self(CoreTransformer::new(views.collect(), Decoding { max_pixels }))
+    }
+
+    /// Decodes and transforms a file's bytes: an array for each view.
+    fn encoded<'py>(
+        &self,
+        data: &Bound<'py, PyBytes>,
+        seed: u64,
+        name: Option<PathBuf>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.run(data.py(), Item::Encoded(data.as_bytes()), seed).map_err(|error| match &name {
+            Some(name) => to_py(error.named(name.display().to_string())),
+            None => to_py(error),
+        })?
+    }
+
+    /// Transforms u8 pixels (H, W, C) whose rows are contiguous: an array for each view.
+    fn pixels<'py>(
+        &self,
+        pixels: PyReadonlyArray3<'py, u8>,
+        seed: u64,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let &[height, width, channels] = pixels.shape() else {
+            return Err(PyValueError::new_err("an image has three dimensions"));
+        };
+        let bytes = pixels.as_slice()?;
+        let view = ImageView::new(bytes, Size::new(height, width), channels, width * channels);
+        let item = Item::Pixels(view.map_err(to_py)?);
+        self.run(pixels.py(), item, seed).map_err(to_py)?
+    }
+}
+
+impl Transformer {
+    #[allow(clippy::type_complexity)]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        item: Item<'_>,
+        seed: u64,
+    ) -> vit_rs_core::error::Result<PyResult<Vec<Bound<'py, PyAny>>>> {
+        let room = |bytes| Memory::buffer(bytes);
+        let made = py.detach(|| self.0.run(item, EpochKey::new(seed, 0), room))?;
+        let arrays = made.into_iter().map(|(buffer, emit)| {
+            Memory::from(buffer).into_values(py, emit.dtype(), &emit.shape())
+        });
+        Ok(arrays.collect())
+    }
+}
+
+fn kernels(name: &str) -> PyResult<Kernels> {
+    match name {
+        "torch" => Ok(Kernels::Torch),
+        "pillow" => Ok(Kernels::Pillow),
+        _ => {
+            let text = format!("kernels must be 'torch' or 'pillow', got '{name}'");
+            Err(PyValueError::new_err(text))
+        }
+    }
+}
+
+fn layout(name: &str, patch: Option<(usize, usize)>) -> PyResult<Layout> {
+    let patches = |order| match patch {
+        Some((height, width)) => Ok(Layout::Patches { patch: Size::new(height, width), order }),
+        None => Err(PyValueError::new_err("a patch layout needs a patch size")),
+    };
+    match name {
+        "NCHW" => Ok(Layout::Nchw),
+        "NHWC" => Ok(Layout::Nhwc),
+        "pqc" => patches(Order::Pqc),
+        "cpq" => patches(Order::Cpq),
+        _ => Err(PyValueError::new_err(format!(
+            "layout must be 'NCHW', 'NHWC' or Patches with order 'pqc' or 'cpq', got '{name}'"
+        ))),
+    }
+}
+
+fn dtype(name: &str) -> PyResult<Dtype> {
+    match name {
+        "uint8" => Ok(Dtype::U8),
+        "float16" => Ok(Dtype::F16),
+        "bfloat16" => Ok(Dtype::Bf16),
+        "float32" => Ok(Dtype::F32),
+        _ => Err(PyValueError::new_err(format!(
+            "dtype must be uint8, float16, bfloat16 or float32, got {name}"
+        ))),
+    }
+}
+
+/// Adds this folder's functions and classes to the extension module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Op>()?;
+    module.add_class::<Transformer>()?;
+    module.add_class::<View>()?;
+    containers::register(module)?;
+    geometry::register(module)
+}
