@@ -126,6 +126,16 @@ impl<'a> ImageView<'a> {
         &self.data[y * self.stride..][..self.size.width * self.channels]
     }
 
+    /// The bytes from row `y` on: its own, and as much of what lies behind them as was viewed.
+    pub(crate) fn from_row(&self, y: usize) -> &'a [u8] {
+        &self.data[y * self.stride..]
+    }
+
+    /// Bytes from one row to the next.
+    pub(crate) const fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// The part of the image inside `rect`, without a copy.
     ///
     /// # Errors

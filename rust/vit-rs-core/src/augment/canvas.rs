@@ -4,7 +4,7 @@ use super::geometry;
 use super::plan::{Kernels, Step};
 use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView};
-use crate::resample::u8::Resizer;
+use crate::resample::u8::{Resizer, Rounding};
 
 /// The memory of a chain of steps, one per thread.
 #[derive(Debug, Default)]
@@ -24,8 +24,6 @@ impl Canvas {
         kernels: Kernels,
         steps: &[Step],
     ) -> Result<ImageView<'a>> {
-        // Every step has an arm; those that differ between libraries ask for `kernels`.
-        let _ = kernels;
         let [front, back] = &mut self.buffers;
         let (mut current, mut next) = (front, back);
         let mut view = None;
@@ -39,7 +37,13 @@ impl Canvas {
                 Step::Window { top, left, size, border } => {
                     geometry::window(from, *top, *left, *size, *border, next);
                 }
-                Step::Resize { size, filter } => self.resizer.resize(from, *size, *filter, next)?,
+                Step::Resize { size, filter } => {
+                    let rounding = match kernels {
+                        Kernels::Torch => Rounding::Torch,
+                        Kernels::Pillow => Rounding::Pillow,
+                    };
+                    self.resizer.resize(from, *size, *filter, rounding, next)?;
+                }
                 Step::FlipHorizontal => geometry::flip_horizontal(from, next),
                 Step::FlipVertical => geometry::flip_vertical(from, next),
                 Step::Color(_) | Step::GaussianBlur { .. } => {

@@ -88,7 +88,7 @@ pub struct Axis {
 }
 
 /// The rows of one interpolation matrix: row `i` is a run of weights that starts at input sample `first`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Taps {
     input: usize,
     /// First input sample of each row.
@@ -99,10 +99,25 @@ pub struct Taps {
 }
 
 impl Taps {
-    fn new(input: usize, output: usize) -> Self {
-        let mut start = Vec::with_capacity(output + 1);
-        start.push(0);
-        Self { input, first: Vec::with_capacity(output), start, weights: Vec::new() }
+    /// Replaces the rows by those of `axis`, as [`taps`] makes them, in the memory that is there.
+    ///
+    /// # Errors
+    /// As [`taps`]. The rows are then unspecified.
+    pub fn fill(&mut self, axis: &Axis) -> Result<()> {
+        check(axis)?;
+        self.input = axis.input;
+        self.first.clear();
+        self.start.clear();
+        self.start.push(0);
+        self.weights.clear();
+        match axis.filter {
+            _ if !axis.antialias => interpolated(axis, self),
+            // One loop for each filter, which knows its kernel.
+            Filter::Bilinear => antialiased(axis, self, |x| Filter::Bilinear.value(x))?,
+            Filter::Bicubic { a } => antialiased(axis, self, |x| Filter::Bicubic { a }.value(x))?,
+            Filter::Lanczos3 => antialiased(axis, self, |x| Filter::Lanczos3.value(x))?,
+        }
+        Ok(())
     }
 
     fn push(&mut self, first: usize, weights: &[f64]) {
@@ -117,7 +132,17 @@ impl Taps {
     /// If `i` is not below [`Taps::output`].
     #[must_use]
     pub fn row(&self, i: usize) -> (usize, &[f64]) {
-        (self.first[i], &self.weights[self.start[i]..self.start[i + 1]])
+        (self.first[i], &self.weights[self.span(i)])
+    }
+
+    /// The places of row `i`'s weights among all, in order.
+    pub(super) fn span(&self, i: usize) -> std::ops::Range<usize> {
+        self.start[i]..self.start[i + 1]
+    }
+
+    /// The weights of all rows.
+    pub(super) fn weights(&self) -> &[f64] {
+        &self.weights
     }
 
     /// Samples before.
@@ -161,8 +186,9 @@ impl Taps {
 /// [`Error::Argument`] when a size is 0, a number is not finite, two settings contradict each other, or an output
 /// sample lies so far outside that nothing reaches it.
 pub fn taps(axis: &Axis) -> Result<Taps> {
-    check(axis)?;
-    if axis.antialias { antialiased(axis) } else { Ok(interpolated(axis)) }
+    let mut rows = Taps::default();
+    rows.fill(axis)?;
+    Ok(rows)
 }
 
 fn check(axis: &Axis) -> Result<()> {
@@ -196,36 +222,38 @@ fn check(axis: &Axis) -> Result<()> {
     Ok(())
 }
 
-fn antialiased(axis: &Axis) -> Result<Taps> {
+#[inline(always)]
+fn antialiased(axis: &Axis, rows: &mut Taps, kernel: impl Fn(f64) -> f64) -> Result<()> {
     let Axis { input, output, filter, .. } = *axis;
     let scale = axis.scale.unwrap_or(input as f64 / output as f64);
     let widening = scale.max(1.0);
     let support = filter.support() * widening;
     let inverse = 1.0 / widening;
-    let mut rows = Taps::new(input, output);
-    let mut weights = Vec::new();
     for i in 0..output {
         let center = scale * (i as f64 + 0.5);
         // Float to integer casts truncate, and saturate at 0 where the support begins outside.
         let first = (center - support + 0.5) as usize;
         let end = ((center + support + 0.5) as usize).min(input);
-        weights.clear();
-        weights.extend((first..end).map(|j| filter.value((j as f64 - center + 0.5) * inverse)));
+        let start = rows.weights.len();
+        let weights = (first..end).map(|j| kernel((j as f64 - center + 0.5) * inverse));
+        rows.weights.extend(weights);
+        let weights = &mut rows.weights[start..];
         let total: f64 = weights.iter().sum();
         if total == 0.0 {
             return Err(Error::argument(format!(
                 "scale {scale:?} puts output sample {i} of {output} outside the {input} input samples"
             )));
         }
-        for weight in &mut weights {
+        for weight in weights {
             *weight /= total;
         }
-        rows.push(first, &weights);
+        rows.first.push(first);
+        rows.start.push(rows.weights.len());
     }
-    Ok(rows)
+    Ok(())
 }
 
-fn interpolated(axis: &Axis) -> Taps {
+fn interpolated(axis: &Axis, rows: &mut Taps) {
     let Axis { input, output, filter, align_corners, .. } = *axis;
     let scale = match axis.scale {
         Some(scale) => scale,
@@ -233,7 +261,6 @@ fn interpolated(axis: &Axis) -> Taps {
         None if output > 1 => (input - 1) as f64 / (output - 1) as f64,
         None => 0.0,
     };
-    let mut rows = Taps::new(input, output);
     let last = (input - 1) as i64;
     for i in 0..output {
         let source = if align_corners { scale * i as f64 } else { scale * (i as f64 + 0.5) - 0.5 };
@@ -263,5 +290,4 @@ fn interpolated(axis: &Axis) -> Taps {
         }
         rows.push(first as usize, &folded[..count]);
     }
-    rows
 }

@@ -4,11 +4,15 @@
 //! [`Level`]: the operations and their order are the same on all, so the results are equal bits.
 #![allow(unsafe_code)]
 
+mod convolve;
 mod interleave;
 mod stream;
 
 use std::sync::OnceLock;
 
+pub(crate) use convolve::{
+    HorizontalWeights, VerticalWeights, convolve_horizontally, convolve_vertically,
+};
 pub(crate) use interleave::{deinterleave_bytes, interleave_bytes, interleave_bytes_in_runs};
 pub(crate) use stream::{Stream, is_lines};
 

@@ -1,0 +1,376 @@
+//! Weighted sums of 8-bit pixels in fixed point: both passes of a resize, for which compilers find no good code.
+//!
+//! Two samples and their two weights, 16 bits each, make one step (`pmaddwd`). Weights of more bits are two numbers of
+//! 16 bits, summed apart. All sums wrap at 32 bits: equal bits to the plain loops, whatever the weights.
+
+use super::Level;
+#[cfg(target_arch = "x86_64")]
+use super::Set;
+
+/// Channels of the pixels that the horizontal kernel takes.
+const CHANNELS: usize = 3;
+
+/// Output pixels that the horizontal kernel makes at once.
+const GROUP: usize = 8;
+
+/// Pixels that are read at once for an output pixel.
+const READ: usize = 4;
+
+/// Bytes that this takes: pixels of three channels do not fill them.
+const READ_BYTES: usize = 16;
+
+/// Output bytes that the vertical kernel makes at once.
+const BLOCK: usize = 32;
+
+/// Weights of two output pixels for two samples of each: the first pixel's in the first half, once for each channel.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(32))]
+struct Pairs([[i16; 2]; 8]);
+
+/// The weights of a row of pixels, in the order in which the horizontal kernel takes them.
+#[derive(Debug, Default)]
+pub(crate) struct HorizontalWeights {
+    precision: u32,
+    output: usize,
+    /// Where the first pixel of each output pixel begins in its row, in bytes; whole groups of them.
+    starts: Vec<[u32; GROUP]>,
+    /// Steps of two samples for each output pixel.
+    steps: usize,
+    /// Numbers of 16 bits for each weight, the low one first.
+    parts: usize,
+    /// By group, pair of pixels (0 and 4, 1 and 5, ...), step and part.
+    weights: Vec<Pairs>,
+    /// Bytes that are read from a row.
+    reach: usize,
+}
+
+impl HorizontalWeights {
+    /// Replaces the weights: for each output pixel, the first pixel and the weights from there on.
+    pub(crate) fn fill<'a>(
+        &mut self,
+        level: Level,
+        rows: impl ExactSizeIterator<Item = (usize, &'a [i32])> + Clone,
+        precision: u32,
+    ) {
+        if !has_kernels(level) {
+            return;
+        }
+        self.precision = precision;
+        self.output = rows.len();
+        self.steps = rows.clone().map(|(_, row)| row.len().div_ceil(2)).max().unwrap_or(0);
+        self.parts = parts(rows.clone().flat_map(|(_, row)| row));
+        let groups = self.output.div_ceil(GROUP);
+        self.starts.clear();
+        self.starts.resize(groups, [0; GROUP]);
+        self.weights.clear();
+        self.weights.resize(groups * GROUP / 2 * self.steps * self.parts, Pairs::default());
+        for (i, (first, row)) in rows.clone().enumerate() {
+            let start = first * CHANNELS;
+            self.starts[i / GROUP][i % GROUP] = start as u32;
+            let (pair, half) = (i % (GROUP / 2), i % GROUP / (GROUP / 2));
+            let pair = (i / GROUP * GROUP / 2 + pair) * self.steps * self.parts;
+            let group = &mut self.weights[pair..];
+            for (step, weights) in group.chunks_exact_mut(self.parts).zip(row.chunks(2)) {
+                for (part, pairs) in step.iter_mut().enumerate() {
+                    let pair = [0, 1].map(|k| weights.get(k).map_or(0, |&w| split(w)[part]));
+                    pairs.0[half * 4..][..4].fill(pair);
+                }
+            }
+        }
+        let last = self.starts.iter().flatten().max().copied().unwrap_or(0) as usize;
+        let reads = self.steps.div_ceil(READ / 2).max(1);
+        self.reach = last + (reads - 1) * READ * CHANNELS + READ_BYTES;
+    }
+
+    /// Bytes that a row of pixels must have: more than its pixels. What lies behind them has no weight.
+    pub(crate) fn reach(&self) -> usize {
+        self.reach
+    }
+}
+
+/// The weights of rows below each other, in the order in which the vertical kernel takes them.
+#[derive(Debug, Default)]
+pub(crate) struct VerticalWeights {
+    precision: u32,
+    parts: usize,
+    /// Where the weights of each output row begin, and how many rows it is made of.
+    rows: Vec<(usize, usize)>,
+    /// By output row, step of two rows and part.
+    weights: Vec<[i16; 2]>,
+}
+
+impl VerticalWeights {
+    /// Replaces the weights: for each output row, the weights of the rows that it is made of.
+    pub(crate) fn fill<'a>(
+        &mut self,
+        level: Level,
+        rows: impl Iterator<Item = &'a [i32]> + Clone,
+        precision: u32,
+    ) {
+        if !has_kernels(level) {
+            return;
+        }
+        self.precision = precision;
+        self.parts = parts(rows.clone().flatten());
+        self.weights.clear();
+        self.rows.clear();
+        for row in rows {
+            self.rows.push((self.weights.len(), row.len()));
+            for weights in row.chunks(2) {
+                let pair = [0, 1].map(|k| split(weights.get(k).copied().unwrap_or(0)));
+                let parts = (0..self.parts).map(|part| pair.map(|weight| weight[part]));
+                self.weights.extend(parts);
+            }
+        }
+    }
+}
+
+fn has_kernels(level: Level) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return level.0 == Set::Avx2;
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// Whether all weights are numbers of 16 bits (1) or some are not (2).
+fn parts<'a>(mut weights: impl Iterator<Item = &'a i32>) -> usize {
+    if weights.all(|&weight| i16::try_from(weight).is_ok()) { 1 } else { 2 }
+}
+
+/// A weight as `low + (high << 16)`.
+fn split(weight: i32) -> [i16; 2] {
+    let low = weight as i16;
+    [low, (weight.wrapping_sub(i32::from(low)) >> 16) as i16]
+}
+
+/// Makes rows of pixels of three channels from rows that have [`HorizontalWeights::reach`] bytes, as far as targets
+/// have whole rows. Returns whether it did: not at every level, and not from shorter rows.
+pub(crate) fn convolve_horizontally<const ROWS: usize>(
+    level: Level,
+    weights: &HorizontalWeights,
+    sources: [&[u8]; ROWS],
+    targets: [&mut [u8]; ROWS],
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if level.0 == Set::Avx2
+        && sources.iter().all(|source| source.len() >= weights.reach)
+        && targets.iter().all(|target| target.len() == weights.output * CHANNELS)
+    {
+        // SAFETY: this level exists only where the CPU has AVX2, and the lengths were asked for.
+        unsafe {
+            match (weights.parts, weights.steps) {
+                (1, 1) => avx2::horizontal::<ROWS, 1, 1>(weights, sources, targets),
+                (1, 2) => avx2::horizontal::<ROWS, 1, 2>(weights, sources, targets),
+                (1, 3) => avx2::horizontal::<ROWS, 1, 3>(weights, sources, targets),
+                (1, _) => avx2::horizontal::<ROWS, 1, 0>(weights, sources, targets),
+                (_, 1) => avx2::horizontal::<ROWS, 2, 1>(weights, sources, targets),
+                (_, 2) => avx2::horizontal::<ROWS, 2, 2>(weights, sources, targets),
+                (_, 3) => avx2::horizontal::<ROWS, 2, 3>(weights, sources, targets),
+                (_, _) => avx2::horizontal::<ROWS, 2, 0>(weights, sources, targets),
+            }
+        }
+        return true;
+    }
+    let _ = (level, weights, sources, targets);
+    false
+}
+
+/// Makes output row `row` from the rows below each other in `source`, `stride` bytes apart.
+///
+/// Returns whether it did: not at every level, and not rows shorter than a block.
+pub(crate) fn convolve_vertically(
+    level: Level,
+    weights: &VerticalWeights,
+    row: usize,
+    (source, stride): (&[u8], usize),
+    target: &mut [u8],
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if let (Set::Avx2, Some(&(start, rows))) = (level.0, weights.rows.get(row)) {
+        let needed = rows.saturating_sub(1).checked_mul(stride);
+        let needed = needed.and_then(|last| last.checked_add(target.len()));
+        if target.len() >= BLOCK && needed.is_some_and(|needed| needed <= source.len()) {
+            let pairs = &weights.weights[start..][..rows.div_ceil(2) * weights.parts];
+            // SAFETY: this level exists only where the CPU has AVX2, and the lengths were asked for.
+            unsafe {
+                match weights.parts {
+                    1 => {
+                        avx2::vertical::<1>(pairs, rows, weights.precision, source, stride, target)
+                    }
+                    _ => {
+                        avx2::vertical::<2>(pairs, rows, weights.precision, source, stride, target)
+                    }
+                }
+            }
+            return true;
+        }
+    }
+    let _ = (level, weights, row, source, stride, target);
+    false
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::{BLOCK, CHANNELS, GROUP, HorizontalWeights, READ};
+
+    /// From four pixels of three channels, for the first and for the last two: their channels side by side, with room
+    /// for 16 bits each; the fourth channel is zero.
+    const SIDE_BY_SIDE: [[i8; 16]; 2] = [
+        [0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1],
+        [6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1],
+    ];
+
+    /// Four pixels of four channels without the fourth.
+    const PACKED: [i8; 16] = [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1];
+
+    #[target_feature(enable = "avx2")]
+    fn both_halves(bytes: [i8; 16]) -> __m256i {
+        _mm256_broadcastsi128_si256(bytemuck::cast(bytes))
+    }
+
+    /// # Safety
+    /// Each source has at least `weights.reach` bytes, each target `weights.output` pixels. `PARTS` is `weights.parts`,
+    /// `STEPS` is `weights.steps` or 0.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn horizontal<const ROWS: usize, const PARTS: usize, const STEPS: usize>(
+        weights: &HorizontalWeights,
+        sources: [&[u8]; ROWS],
+        targets: [&mut [u8]; ROWS],
+    ) {
+        let steps = if STEPS == 0 { weights.steps } else { STEPS };
+        let half = _mm256_set1_epi32((1 << weights.precision) >> 1);
+        let precision = _mm256_set1_epi32(weights.precision as i32);
+        let side_by_side = SIDE_BY_SIDE.map(|bytes| both_halves(bytes));
+        let mut group_weights = weights.weights.as_ptr();
+        for (group, starts) in weights.starts.iter().enumerate() {
+            let mut sums = [[_mm256_setzero_si256(); GROUP / 2]; ROWS];
+            for pair in 0..GROUP / 2 {
+                let mut low = [half; ROWS];
+                let mut high = [_mm256_setzero_si256(); ROWS];
+                let places = [starts[pair], starts[pair + GROUP / 2]].map(|start| start as usize);
+                for read in 0..steps.div_ceil(READ / 2) {
+                    let offset = read * READ * CHANNELS;
+                    // SAFETY: `reach` ends behind the last of these reads.
+                    let pixels: [_; ROWS] = std::array::from_fn(|row| unsafe {
+                        let start = sources[row].as_ptr().add(offset);
+                        _mm256_loadu2_m128i(
+                            start.add(places[1]).cast(),
+                            start.add(places[0]).cast(),
+                        )
+                    });
+                    for step in 0..(READ / 2).min(steps - read * READ / 2) {
+                        // SAFETY: the weights of this group, pair and step.
+                        let (low_weights, high_weights) = unsafe {
+                            let at =
+                                group_weights.add((pair * steps + read * READ / 2 + step) * PARTS);
+                            (
+                                _mm256_load_si256(at.cast()),
+                                _mm256_load_si256(at.add(PARTS - 1).cast()),
+                            )
+                        };
+                        for row in 0..ROWS {
+                            let pixels = _mm256_shuffle_epi8(pixels[row], side_by_side[step]);
+                            low[row] =
+                                _mm256_add_epi32(low[row], _mm256_madd_epi16(pixels, low_weights));
+                            if PARTS == 2 {
+                                high[row] = _mm256_add_epi32(
+                                    high[row],
+                                    _mm256_madd_epi16(pixels, high_weights),
+                                );
+                            }
+                        }
+                    }
+                }
+                for row in 0..ROWS {
+                    let mut sum = low[row];
+                    if PARTS == 2 {
+                        sum = _mm256_add_epi32(sum, _mm256_slli_epi32::<16>(high[row]));
+                    }
+                    sums[row][pair] = _mm256_srav_epi32(sum, precision);
+                }
+            }
+            // SAFETY: one group of the weights.
+            group_weights = unsafe { group_weights.add(GROUP / 2 * steps * PARTS) };
+            for row in 0..ROWS {
+                let [a, b, c, d] = sums[row];
+                let words = [_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d)];
+                let bytes = _mm256_packus_epi16(words[0], words[1]);
+                let bytes = _mm256_shuffle_epi8(bytes, both_halves(PACKED));
+                let order = _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 7, 7);
+                let bytes: [u8; 32] = bytemuck::cast(_mm256_permutevar8x32_epi32(bytes, order));
+                let target = &mut targets[row][group * GROUP * CHANNELS..];
+                match target.first_chunk_mut::<{ GROUP * CHANNELS }>() {
+                    Some(target) => target.copy_from_slice(&bytes[..GROUP * CHANNELS]),
+                    None => target.copy_from_slice(&bytes[..target.len()]),
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// `source` has `rows` rows, `stride` bytes apart, the last with the length of the target, which is at least
+    /// `BLOCK`. `pairs` are `PARTS` for every two rows.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn vertical<const PARTS: usize>(
+        pairs: &[[i16; 2]],
+        rows: usize,
+        precision: u32,
+        source: &[u8],
+        stride: usize,
+        target: &mut [u8],
+    ) {
+        let mut x = 0;
+        while x < target.len() {
+            // The last block may overlap the one before.
+            x = x.min(target.len() - BLOCK);
+            let half = _mm256_set1_epi32((1 << precision) >> 1);
+            let mut low = [half; 4];
+            let mut high = [_mm256_setzero_si256(); 4];
+            for (step, pair) in pairs.chunks_exact(PARTS).enumerate() {
+                let first = 2 * step;
+                // A row without a partner has a weight of zero for it.
+                let second = (first + 1).min(rows - 1);
+                // SAFETY: both are rows of `source`, which have the block.
+                let (a, b) = unsafe {
+                    let start = source.as_ptr().add(x);
+                    (
+                        _mm256_loadu_si256(start.add(first * stride).cast()),
+                        _mm256_loadu_si256(start.add(second * stride).cast()),
+                    )
+                };
+                let zero = _mm256_setzero_si256();
+                let (ab, cd) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+                let samples = [
+                    _mm256_unpacklo_epi8(ab, zero),
+                    _mm256_unpackhi_epi8(ab, zero),
+                    _mm256_unpacklo_epi8(cd, zero),
+                    _mm256_unpackhi_epi8(cd, zero),
+                ];
+                let weights = |part: usize| _mm256_set1_epi32(bytemuck::cast(pair[part]));
+                for (sum, samples) in low.iter_mut().zip(samples) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(samples, weights(0)));
+                }
+                if PARTS == 2 {
+                    for (sum, samples) in high.iter_mut().zip(samples) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(samples, weights(1)));
+                    }
+                }
+            }
+            let precision = _mm256_set1_epi32(precision as i32);
+            let mut sums = low;
+            for (sum, high) in sums.iter_mut().zip(high) {
+                if PARTS == 2 {
+                    *sum = _mm256_add_epi32(*sum, _mm256_slli_epi32::<16>(high));
+                }
+                *sum = _mm256_srav_epi32(*sum, precision);
+            }
+            let [a, b, c, d] = sums;
+            let words = [_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d)];
+            let bytes: [u8; BLOCK] = bytemuck::cast(_mm256_packus_epi16(words[0], words[1]));
+            target[x..x + BLOCK].copy_from_slice(&bytes);
+            x += BLOCK;
+        }
+    }
+}
