@@ -31,7 +31,7 @@ def call(transform: Transform, image: Any) -> Any:
         return _result(chains, engine.encoded(bytes(image), _seed(), None), _tensor)
     if isinstance(image, np.ndarray):
         chains, engine = _engine(transform, "NHWC", "torch")
-        made = engine.pixels(_pixels(image, image.shape, image.ndim == 2), _seed())
+        made = engine.pixels(_pixels(image, image.shape), _seed())
         return _result(chains, made, lambda array, _: array[..., 0] if image.ndim == 2 else array)
     pil = sys.modules.get("PIL.Image")
     if pil is not None and isinstance(image, pil.Image):
@@ -39,7 +39,7 @@ def call(transform: Transform, image: Any) -> Any:
             raise ValueError(f"a PIL image must have mode 'L' or 'RGB', got {image.mode!r}: convert it first")
         chains, engine = _engine(transform, "NHWC", "pillow")
         pixels = np.asarray(image)
-        made = engine.pixels(_pixels(pixels, pixels.shape, image.mode == "L"), _seed())
+        made = engine.pixels(_pixels(pixels, pixels.shape), _seed())
         return _result(chains, made, lambda array, _: pil.fromarray(array[..., 0] if image.mode == "L" else array))
     kind = type(image)
     raise TypeError(
@@ -54,18 +54,27 @@ def _call_on_tensor(transform: Transform, image: torch.Tensor) -> Any:
             f"a tensor must be uint8 (C, H, W) on the CPU, got {image.dtype} {tuple(image.shape)} on {image.device}"
         )
     chains, engine = _engine(transform, "NCHW", "torch")
-    pixels = image.permute(1, 2, 0).numpy()
-    return _result(chains, engine.pixels(_pixels(pixels, image.shape, False), _seed()), _tensor)
+    pixels = image.permute(1, 2, 0)
+    if pixels.is_contiguous():
+        made = engine.pixels(_pixels(pixels.numpy(), image.shape), _seed())
+    else:
+        _check_pixels(pixels.numpy(), image.shape)
+        made = engine.planes(image.contiguous().numpy(), _seed())
+    return _result(chains, made, _tensor)
 
 
-def _pixels(image: Array, shape: tuple[int, ...], gray: bool) -> Array:
+def _pixels(image: Array, shape: tuple[int, ...]) -> Array:
     """Return the image as contiguous u8 (H, W, C)."""
-    pixels = image[..., None] if gray else image
+    pixels = image[..., None] if image.ndim == 2 else image
+    _check_pixels(pixels, shape)
+    return np.ascontiguousarray(pixels)
+
+
+def _check_pixels(pixels: Array, shape: tuple[int, ...]) -> None:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
         raise ValueError(
             f"an image must be uint8 with 1 or 3 channels and at least one pixel, got {pixels.dtype} {tuple(shape)}"
         )
-    return np.ascontiguousarray(pixels)
 
 
 def _tensor(array: Array, dtype: torch.dtype) -> torch.Tensor:

@@ -7,7 +7,9 @@ use half::{bf16, f16};
 
 use crate::error::{Error, Result};
 use crate::image::{ImageView, Size};
-use crate::line::{Channels, Converter, Element, Float, Normalization, Source, deal, deinterleave};
+use crate::line::{
+    Channels, Converter, Element, Float, Mirror, Normalization, Source, deal, deinterleave,
+};
 use crate::patchify::Order;
 use crate::simd::{Level, Stream};
 
@@ -96,6 +98,8 @@ pub struct Emit {
     dtype: Dtype,
     /// None where values stay as they are.
     converter: Option<Converter>,
+    /// Of the result that images become a part of.
+    result_bytes: usize,
 }
 
 impl Emit {
@@ -140,7 +144,14 @@ impl Emit {
                 ));
             }
         };
-        Ok(Self { size, channels, layout, dtype, converter })
+        Ok(Self { size, channels, layout, dtype, converter, result_bytes: 0 })
+    }
+
+    /// The same for images that are parts of a result of so many bytes: patches of a large one are written past the
+    /// caches, which does not pay for rows of the other layouts.
+    #[must_use]
+    pub fn part_of(self, bytes: usize) -> Self {
+        Self { result_bytes: bytes, ..self }
     }
 
     /// The images' size.
@@ -237,7 +248,8 @@ impl Emit {
     ) {
         let Size { height, width } = self.size;
         let (channels, level) = (self.channels, Level::best());
-        let mut backwards = vec![0; if mirrored { width * channels } else { 0 }];
+        let stream = Stream::for_result(self.result_bytes);
+        let (mut mirror, mut backwards) = (Mirror::default(), Vec::new());
         // With one channel all layouts and orders are the same memory: take those that need no rearrangement.
         let layout = match self.layout {
             Layout::Nchw if channels == 1 => Layout::Nhwc,
@@ -246,74 +258,66 @@ impl Emit {
             }
             layout => layout,
         };
-        let mut planes = Vec::new();
-        if matches!(layout, Layout::Nchw | Layout::Patches { order: Order::Cpq, .. }) {
-            planes.resize(width * channels, 0);
-        }
-        let mut values = Vec::new();
-        if matches!(layout, Layout::Patches { .. }) {
-            values.resize(width * channels, D::zeroed());
-        }
-        for y in 0..height {
-            let mut row = image.row(y);
-            if mirrored {
-                mirror(channels, row, &mut backwards);
-                row = &backwards;
+        let apart = matches!(layout, Layout::Nchw | Layout::Patches { order: Order::Cpq, .. });
+        let mut planes = vec![0; if apart { width * channels } else { 0 }];
+        let mut values = vec![D::zeroed(); width * channels];
+        // Runs of a line to the starts of the chunks of `step` values; straight, where it is one run.
+        let mut put = |channels: Channels, line: &[u8], run: usize, target: &mut [D], step| {
+            if run == line.len() {
+                convert(channels, line, &mut target[..run]);
+            } else {
+                let values = &mut values[..line.len()];
+                convert(channels, line, values);
+                deal(&stream, values, run, target, step);
             }
+        };
+        for y in 0..height {
+            let row = image.row(y);
+            // One line of pixels, packed, or taken apart into planes.
+            let line = match (apart, mirrored) {
+                (true, true) => mirror.planes(level, channels, row),
+                (true, false) => {
+                    deinterleave(level, channels, row, &mut planes);
+                    &planes
+                }
+                (false, true) => {
+                    backwards.resize(row.len(), 0);
+                    mirror.line(level, channels, row, &mut backwards);
+                    &backwards
+                }
+                (false, false) => row,
+            };
+            let planes = || line.chunks_exact(width).enumerate();
             match layout {
                 Layout::Nchw => {
-                    deinterleave(level, channels, row, &mut planes);
-                    for (c, plane) in planes.chunks_exact(width).enumerate() {
+                    for (c, plane) in planes() {
                         let start = (c * height + y) * width;
-                        convert(Channels::One(c), plane, &mut place[start..][..width]);
+                        put(Channels::One(c), plane, width, &mut place[start..][..width], width);
                     }
                 }
                 Layout::Nhwc => {
-                    let start = y * width * channels;
-                    convert(Channels::Packed, row, &mut place[start..][..width * channels]);
+                    let run = width * channels;
+                    put(Channels::Packed, line, run, &mut place[y * run..][..run], run);
                 }
                 Layout::Patches { patch, order } => {
                     let vector = patch.pixels() * channels;
                     let strip = &mut place[y / patch.height * patch.height * width * channels..];
                     let inner = y % patch.height;
-                    let stream = Stream::new(false);
                     match order {
                         Order::Pqc => {
-                            convert(Channels::Packed, row, &mut values);
                             let run = patch.width * channels;
-                            deal(&stream, &values, run, &mut strip[inner * run..], vector);
+                            put(Channels::Packed, line, run, &mut strip[inner * run..], vector);
                         }
                         Order::Cpq => {
-                            deinterleave(level, channels, row, &mut planes);
-                            for (c, plane) in planes.chunks_exact(width).enumerate() {
-                                let values = &mut values[..width];
-                                convert(Channels::One(c), plane, values);
+                            for (c, plane) in planes() {
                                 let start = (c * patch.height + inner) * patch.width;
-                                deal(&stream, values, patch.width, &mut strip[start..], vector);
+                                let target = &mut strip[start..];
+                                put(Channels::One(c), plane, patch.width, target, vector);
                             }
                         }
                     }
                 }
             }
-        }
-    }
-}
-
-/// Writes the pixels of a row from the last to the first.
-fn mirror(channels: usize, row: &[u8], target: &mut [u8]) {
-    /// With the length known, a pixel is moved without a call.
-    fn fixed<const C: usize>(row: &[u8], target: &mut [u8]) {
-        let pixels = row.as_chunks::<C>().0.iter().rev();
-        target.as_chunks_mut::<C>().0.iter_mut().zip(pixels).for_each(|(to, from)| *to = *from);
-    }
-    match channels {
-        1 => fixed::<1>(row, target),
-        3 => fixed::<3>(row, target),
-        4 => fixed::<4>(row, target),
-        _ => {
-            let pixels = row.chunks_exact(channels).rev();
-            let places = target.chunks_exact_mut(channels);
-            places.zip(pixels).for_each(|(to, from)| to.copy_from_slice(from));
         }
     }
 }

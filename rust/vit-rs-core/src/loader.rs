@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::pipeline::{Counters, OnError, Pipeline, Tools, View};
+use crate::pipeline::{Counters, OnError, Pipeline, Tools};
 use crate::rng::EpochKey;
 use crate::slot::{Part, Parts, Pool, Slot};
 
@@ -335,7 +335,9 @@ impl Loader {
         }
         // A batch never holds more samples than an epoch has: with several ranks some repeat, but none twice in a share.
         let most = batch_size.min(pipeline.len().max(1));
-        let pool = |view: &View| {
+        let mut pipeline = pipeline;
+        let mut pools = Vec::with_capacity(pipeline.views.len());
+        for view in &mut pipeline.views {
             let bytes = view.emit.bytes().checked_mul(most);
             let bytes = bytes.filter(|&bytes| isize::try_from(bytes).is_ok()).ok_or_else(|| {
                 Error::argument(format!(
@@ -343,9 +345,9 @@ impl Loader {
                     view.emit.size()
                 ))
             })?;
-            Ok(Pool::new(bytes, prefetch + 2))
-        };
-        let pools = pipeline.views.iter().map(pool).collect::<Result<_>>()?;
+            view.emit = view.emit.clone().part_of(bytes);
+            pools.push(Pool::new(bytes, prefetch + 2));
+        }
         let shared = Arc::new(Shared {
             pools,
             pipeline,

@@ -5,11 +5,31 @@ use std::sync::{Mutex, PoisonError};
 use crate::augment::spec::Spec;
 use crate::emit::{Emit, Output};
 use crate::error::{Error, Result};
-use crate::image::Size;
+use crate::image::{ImageBuf, ImageView, Size};
+use crate::line::interleave;
 use crate::memory::Buffer;
 use crate::pipeline::{Decoding, Tools, prepare};
 use crate::rng::EpochKey;
+use crate::simd::Level;
 use crate::source::Item;
+
+/// An image as its owner holds it.
+#[derive(Clone, Copy, Debug)]
+pub enum Image<'a> {
+    /// A file's bytes.
+    Encoded(&'a [u8]),
+    /// Pixels, H x W x C.
+    Pixels(ImageView<'a>),
+    /// Planes, C x H x W.
+    Planes {
+        /// All values.
+        values: &'a [u8],
+        /// The planes' size.
+        size: Size,
+        /// Their number.
+        channels: usize,
+    },
+}
 
 /// What is done to single images. Many threads may use it at once.
 #[derive(Debug)]
@@ -24,6 +44,8 @@ pub struct Transformer {
 #[derive(Debug, Default)]
 struct Kit {
     tools: Tools,
+    /// Planes that were interleaved.
+    packed: ImageBuf,
     /// What wrote each view the last time.
     emits: Vec<Option<Emit>>,
 }
@@ -41,13 +63,23 @@ impl Transformer {
     /// [`Error`] when the image cannot be decoded, does not fit a view, or there is no memory.
     pub fn run(
         &self,
-        item: Item<'_>,
+        image: Image<'_>,
         key: EpochKey,
         room: impl Fn(usize) -> Result<Buffer>,
     ) -> Result<Vec<(Buffer, Emit)>> {
         let kept = || self.tools.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kit = kept().pop().unwrap_or_default();
-        let made = self.make(&mut kit, item, key, room);
+        let made = match image {
+            Image::Encoded(bytes) => self.make(&mut kit, Item::Encoded(bytes), key, room),
+            Image::Pixels(pixels) => self.make(&mut kit, Item::Pixels(pixels), key, room),
+            Image::Planes { values, size, channels } => {
+                let mut packed = std::mem::take(&mut kit.packed);
+                let made = interleaved(values, size, channels, &mut packed)
+                    .and_then(|pixels| self.make(&mut kit, Item::Pixels(pixels), key, room));
+                kit.packed = packed;
+                made
+            }
+        };
         kept().push(kit);
         made
     }
@@ -59,7 +91,7 @@ impl Transformer {
         key: EpochKey,
         room: impl Fn(usize) -> Result<Buffer>,
     ) -> Result<Vec<(Buffer, Emit)>> {
-        let Kit { tools: Tools { decoder, canvas, .. }, emits } = kit;
+        let Kit { tools: Tools { decoder, canvas, .. }, emits, .. } = kit;
         emits.resize(self.views.len(), None);
         let specs = self.views.iter().map(|(spec, _)| spec);
         let prepared = prepare(decoder, item, self.decoding, specs, key, 0)?;
@@ -76,6 +108,31 @@ impl Transformer {
         }
         Ok(made)
     }
+}
+
+/// Packs planes, C x H x W.
+fn interleaved<'a>(
+    values: &'a [u8],
+    size: Size,
+    channels: usize,
+    packed: &'a mut ImageBuf,
+) -> Result<ImageView<'a>> {
+    if channels == 1 {
+        return ImageView::new(values, size, 1, size.width);
+    }
+    if size.pixels() == 0 || size.pixels().checked_mul(channels) != Some(values.len()) {
+        return Err(Error::argument(format!(
+            "{channels} planes of {size} do not make {} values",
+            values.len()
+        )));
+    }
+    let (level, width) = (Level::best(), size.width);
+    let rows = packed.reshape(size, channels).chunks_exact_mut(width * channels);
+    for (y, row) in rows.enumerate() {
+        let plane = |c: usize| &values[(c * size.height + y) * width..][..width];
+        interleave(level, channels, plane, row);
+    }
+    packed.view()
 }
 
 /// The last one again, if it is for such images.

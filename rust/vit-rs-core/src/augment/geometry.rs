@@ -2,6 +2,8 @@
 
 use super::plan::Border;
 use crate::image::{ImageBuf, ImageView, Size};
+use crate::line::Mirror;
+use crate::simd::Level;
 
 fn rows_mut(
     target: &mut ImageBuf,
@@ -25,12 +27,9 @@ pub(super) fn flip_vertical(source: ImageView<'_>, target: &mut ImageBuf) {
 }
 
 pub(super) fn flip_horizontal(source: ImageView<'_>, target: &mut ImageBuf) {
-    let channels = source.channels();
+    let (channels, level, mut mirror) = (source.channels(), Level::best(), Mirror::default());
     for (y, row) in rows_mut(target, source.size(), channels).enumerate() {
-        let pixels = source.row(y).chunks_exact(channels).rev();
-        for (to, from) in row.chunks_exact_mut(channels).zip(pixels) {
-            to.copy_from_slice(from);
-        }
+        mirror.line(level, channels, source.row(y), row);
     }
 }
 

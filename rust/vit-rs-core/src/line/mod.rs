@@ -136,6 +136,55 @@ pub(crate) fn deinterleave<T: Element>(
     }
 }
 
+struct Reverse<'a> {
+    values: &'a [u8],
+    target: &'a mut [u8],
+}
+
+impl Kernel for Reverse<'_> {
+    #[inline(always)]
+    fn run(self) {
+        // Eight at a time, as the bytes of a number.
+        let (blocks, rest) = self.values.as_chunks::<8>();
+        let (first, places) = self.target.as_rchunks_mut::<8>();
+        for (to, from) in places.iter_mut().rev().zip(blocks) {
+            *to = u64::from_le_bytes(*from).swap_bytes().to_le_bytes();
+        }
+        first.iter_mut().rev().zip(rest).for_each(|(to, &from)| *to = from);
+    }
+}
+
+/// Memory for a line that is mirrored.
+#[derive(Debug, Default)]
+pub(crate) struct Mirror {
+    planes: Vec<u8>,
+    reversed: Vec<u8>,
+}
+
+impl Mirror {
+    /// Writes the pixels of a line from the last to the first.
+    pub(crate) fn line(&mut self, level: Level, channels: usize, pixels: &[u8], target: &mut [u8]) {
+        if channels == 1 {
+            simd::run(level, Reverse { values: pixels, target });
+            return;
+        }
+        let planes = self.planes(level, channels, pixels);
+        let width = planes.len() / channels;
+        interleave(level, channels, |c| &planes[c * width..][..width], target);
+    }
+
+    /// The channels of a line, each from the last value to the first, one after the other.
+    pub(crate) fn planes(&mut self, level: Level, channels: usize, pixels: &[u8]) -> &[u8] {
+        let width = pixels.len() / channels;
+        self.planes.resize(width * channels, 0);
+        self.reversed.resize(width * channels, 0);
+        deinterleave(level, channels, pixels, &mut self.planes);
+        let lines = self.planes.chunks_exact(width).zip(self.reversed.chunks_exact_mut(width));
+        lines.for_each(|(values, target)| simd::run(level, Reverse { values, target }));
+        &self.reversed
+    }
+}
+
 /// Writes the runs of `length` values of a line to the starts of the chunks of `step` values.
 pub(crate) fn deal<T: Element>(
     stream: &Stream,
@@ -192,6 +241,19 @@ mod tests {
         check(|i| i as u32);
         check(|i| i as u64);
         check(|i| [i as u64, 1]);
+    }
+
+    #[test]
+    fn mirrored() {
+        for (channels, width) in [(1, 1), (1, 100), (2, 7), (3, 1), (3, 31), (3, 224), (4, 65)] {
+            let pixels: Vec<u8> = (0..channels * width).map(|i| (i * 7) as u8).collect();
+            let expected: Vec<u8> = pixels.chunks(channels).rev().flatten().copied().collect();
+            for &level in Level::all() {
+                let mut target = vec![0; pixels.len()];
+                Mirror::default().line(level, channels, &pixels, &mut target);
+                assert_eq!(target, expected, "{level:?}, {channels} channels");
+            }
+        }
     }
 
     #[test]

@@ -17,8 +17,7 @@ use vit_rs_core::image::{ImageView, Size};
 use vit_rs_core::patchify::Order;
 use vit_rs_core::pipeline::Decoding;
 use vit_rs_core::rng::EpochKey;
-use vit_rs_core::source::Item;
-use vit_rs_core::transformer::Transformer as CoreTransformer;
+use vit_rs_core::transformer::{Image, Transformer as CoreTransformer};
 
 use crate::error::to_py;
 use crate::memory::Memory;
@@ -173,7 +172,7 @@ impl Transformer {
         seed: u64,
         name: Option<PathBuf>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        self.run(data.py(), Item::Encoded(data.as_bytes()), seed).map_err(|error| match &name {
+        self.run(data.py(), Image::Encoded(data.as_bytes()), seed).map_err(|error| match &name {
             Some(name) => to_py(error.named(name.display().to_string())),
             None => to_py(error),
         })?
@@ -190,8 +189,22 @@ impl Transformer {
         };
         let bytes = pixels.as_slice()?;
         let view = ImageView::new(bytes, Size::new(height, width), channels, width * channels);
-        let item = Item::Pixels(view.map_err(to_py)?);
-        self.run(pixels.py(), item, seed).map_err(to_py)?
+        let image = Image::Pixels(view.map_err(to_py)?);
+        self.run(pixels.py(), image, seed).map_err(to_py)?
+    }
+
+    /// Transforms contiguous u8 planes (C, H, W): an array for each view.
+    fn planes<'py>(
+        &self,
+        planes: PyReadonlyArray3<'py, u8>,
+        seed: u64,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let &[channels, height, width] = planes.shape() else {
+            return Err(PyValueError::new_err("an image has three dimensions"));
+        };
+        let size = Size::new(height, width);
+        let image = Image::Planes { values: planes.as_slice()?, size, channels };
+        self.run(planes.py(), image, seed).map_err(to_py)?
     }
 }
 
@@ -200,11 +213,11 @@ impl Transformer {
     fn run<'py>(
         &self,
         py: Python<'py>,
-        item: Item<'_>,
+        image: Image<'_>,
         seed: u64,
     ) -> vit_rs_core::error::Result<PyResult<Vec<Bound<'py, PyAny>>>> {
         let room = |bytes| Memory::buffer(bytes);
-        let made = py.detach(|| self.0.run(item, EpochKey::new(seed, 0), room))?;
+        let made = py.detach(|| self.0.run(image, EpochKey::new(seed, 0), room))?;
         let arrays = made.into_iter().map(|(buffer, emit)| {
             Memory::from(buffer).into_values(py, emit.dtype(), &emit.shape())
         });
