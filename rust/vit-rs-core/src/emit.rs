@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use crate::error::{Error, Result};
 use crate::image::{ImageView, Size};
 use crate::line::{
-    Channels, Converter, Element, Float, Mirror, Normalization, Source, deal, deinterleave,
+    Channels, Converter, Element, Float, Normalization, Source, deal, deinterleave, mirror,
 };
 use crate::patchify::Order;
 use crate::simd::{Level, Stream};
@@ -249,7 +249,7 @@ impl Emit {
         let Size { height, width } = self.size;
         let (channels, level) = (self.channels, Level::best());
         let stream = Stream::for_result(self.result_bytes);
-        let (mut mirror, mut backwards) = (Mirror::default(), Vec::new());
+        let mut backwards = vec![0; if mirrored { width * channels } else { 0 }];
         // With one channel all layouts and orders are the same memory: take those that need no rearrangement.
         let layout = match self.layout {
             Layout::Nchw if channels == 1 => Layout::Nhwc,
@@ -272,21 +272,16 @@ impl Emit {
             }
         };
         for y in 0..height {
-            let row = image.row(y);
             // One line of pixels, packed, or taken apart into planes.
-            let line = match (apart, mirrored) {
-                (true, true) => mirror.planes(level, channels, row),
-                (true, false) => {
-                    deinterleave(level, channels, row, &mut planes);
-                    &planes
-                }
-                (false, true) => {
-                    backwards.resize(row.len(), 0);
-                    mirror.line(level, channels, row, &mut backwards);
-                    &backwards
-                }
-                (false, false) => row,
-            };
+            let mut line = image.row(y);
+            if mirrored {
+                mirror(level, channels, line, &mut backwards);
+                line = &backwards;
+            }
+            if apart {
+                deinterleave(level, channels, line, &mut planes);
+                line = &planes;
+            }
             let planes = || line.chunks_exact(width).enumerate();
             match layout {
                 Layout::Nchw => {

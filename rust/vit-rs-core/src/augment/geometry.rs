@@ -2,7 +2,7 @@
 
 use super::plan::Border;
 use crate::image::{ImageBuf, ImageView, Size};
-use crate::line::Mirror;
+use crate::line::mirror;
 use crate::simd::Level;
 
 fn rows_mut(
@@ -27,9 +27,9 @@ pub(super) fn flip_vertical(source: ImageView<'_>, target: &mut ImageBuf) {
 }
 
 pub(super) fn flip_horizontal(source: ImageView<'_>, target: &mut ImageBuf) {
-    let (channels, level, mut mirror) = (source.channels(), Level::best(), Mirror::default());
+    let (channels, level) = (source.channels(), Level::best());
     for (y, row) in rows_mut(target, source.size(), channels).enumerate() {
-        mirror.line(level, channels, source.row(y), row);
+        mirror(level, channels, source.row(y), row);
     }
 }
 

@@ -154,34 +154,17 @@ impl Kernel for Reverse<'_> {
     }
 }
 
-/// Memory for a line that is mirrored.
-#[derive(Debug, Default)]
-pub(crate) struct Mirror {
-    planes: Vec<u8>,
-    reversed: Vec<u8>,
-}
-
-impl Mirror {
-    /// Writes the pixels of a line from the last to the first.
-    pub(crate) fn line(&mut self, level: Level, channels: usize, pixels: &[u8], target: &mut [u8]) {
-        if channels == 1 {
-            simd::run(level, Reverse { values: pixels, target });
-            return;
+/// Writes the pixels of a line from the last to the first.
+pub(crate) fn mirror(level: Level, channels: usize, pixels: &[u8], target: &mut [u8]) {
+    match channels {
+        1 => simd::run(level, Reverse { values: pixels, target }),
+        3 => simd::mirror_pixels(level, pixels, target),
+        _ => {
+            let places = target.chunks_exact_mut(channels).rev();
+            places
+                .zip(pixels.chunks_exact(channels))
+                .for_each(|(to, from)| to.copy_from_slice(from));
         }
-        let planes = self.planes(level, channels, pixels);
-        let width = planes.len() / channels;
-        interleave(level, channels, |c| &planes[c * width..][..width], target);
-    }
-
-    /// The channels of a line, each from the last value to the first, one after the other.
-    pub(crate) fn planes(&mut self, level: Level, channels: usize, pixels: &[u8]) -> &[u8] {
-        let width = pixels.len() / channels;
-        self.planes.resize(width * channels, 0);
-        self.reversed.resize(width * channels, 0);
-        deinterleave(level, channels, pixels, &mut self.planes);
-        let lines = self.planes.chunks_exact(width).zip(self.reversed.chunks_exact_mut(width));
-        lines.for_each(|(values, target)| simd::run(level, Reverse { values, target }));
-        &self.reversed
     }
 }
 
@@ -250,7 +233,7 @@ mod tests {
             let expected: Vec<u8> = pixels.chunks(channels).rev().flatten().copied().collect();
             for &level in Level::all() {
                 let mut target = vec![0; pixels.len()];
-                Mirror::default().line(level, channels, &pixels, &mut target);
+                mirror(level, channels, &pixels, &mut target);
                 assert_eq!(target, expected, "{level:?}, {channels} channels");
             }
         }

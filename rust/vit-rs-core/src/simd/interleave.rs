@@ -62,6 +62,27 @@ pub(crate) fn deinterleave_bytes(level: Level, pixels: &[u8], planes: [&mut [u8]
     }
 }
 
+/// Writes `pixels`, three bytes each, from the last to the first to `target` of the same length.
+pub(crate) fn mirror_pixels(level: Level, pixels: &[u8], target: &mut [u8]) {
+    let length = pixels.len().min(target.len()) / 3;
+    let (pixels, target) = (&pixels[..3 * length], &mut target[..3 * length]);
+    let done = match level.0 {
+        Set::Baseline => 0,
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx2 => unsafe { avx2::mirror(pixels, target) },
+    };
+    let rest = pixels[3 * done..].as_chunks::<3>().0;
+    target
+        .as_chunks_mut::<3>()
+        .0
+        .iter_mut()
+        .rev()
+        .skip(done)
+        .zip(rest)
+        .for_each(|(to, &p)| *to = p);
+}
+
 /// Whole blocks; each function returns how many pixels it has done.
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
@@ -91,6 +112,33 @@ mod avx2 {
         }
         places
     };
+
+    const MIRRORED: Places = {
+        let mut places = [[[-1; BLOCK]; 3]; 3];
+        let mut i = 0;
+        while i < 3 * BLOCK {
+            let from = 3 * (BLOCK - 1 - i / 3) + i % 3;
+            places[i / BLOCK][from / BLOCK][i % BLOCK] = (from % BLOCK) as i8;
+            i += 1;
+        }
+        places
+    };
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn mirror(pixels: &[u8], target: &mut [u8]) -> usize {
+        let places = MIRRORED.map(|part| part.map(bytemuck::cast));
+        let blocks = pixels.as_chunks::<{ 3 * BLOCK }>().0;
+        let targets = target.as_rchunks_mut::<{ 3 * BLOCK }>().1;
+        for (block, target) in blocks.iter().zip(targets.iter_mut().rev()) {
+            if let [x, y, z] = block.as_chunks::<BLOCK>().0 {
+                let parts = shuffled([x, y, z], places);
+                for (to, part) in target.as_chunks_mut::<BLOCK>().0.iter_mut().zip(parts) {
+                    *to = part;
+                }
+            }
+        }
+        blocks.len() * BLOCK
+    }
 
     #[target_feature(enable = "avx2")]
     pub(super) fn interleave(planes: [&[u8]; 3], pixels: &mut [u8]) -> usize {

@@ -13,7 +13,9 @@ use std::sync::OnceLock;
 pub(crate) use convolve::{
     HorizontalWeights, VerticalWeights, convolve_horizontally, convolve_vertically,
 };
-pub(crate) use interleave::{deinterleave_bytes, interleave_bytes, interleave_bytes_in_runs};
+pub(crate) use interleave::{
+    deinterleave_bytes, interleave_bytes, interleave_bytes_in_runs, mirror_pixels,
+};
 pub(crate) use stream::{Stream, is_lines};
 
 /// An instruction set that this CPU has.
