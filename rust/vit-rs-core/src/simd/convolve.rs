@@ -45,40 +45,48 @@ pub(crate) struct HorizontalWeights {
 }
 
 impl HorizontalWeights {
-    /// Replaces the weights: for each output pixel, the first pixel and the weights from there on.
+    /// Replaces the weights: `row` gives, for each of `output` pixels, the first pixel and the weights from there on.
     pub(crate) fn fill<'a>(
         &mut self,
         level: Level,
-        rows: impl ExactSizeIterator<Item = (usize, &'a [i32])> + Clone,
+        output: usize,
+        row: impl Fn(usize) -> (usize, &'a [i32]),
         precision: u32,
     ) {
-        if !has_kernels(level) {
+        self.starts.clear();
+        self.weights.clear();
+        self.reach = 0;
+        if !has_kernels(level) || output < GROUP {
             return;
         }
         self.precision = precision;
-        self.output = rows.len();
-        self.steps = rows.clone().map(|(_, row)| row.len().div_ceil(2)).max().unwrap_or(0);
-        self.parts = parts(rows.clone().flat_map(|(_, row)| row));
-        let groups = self.output.div_ceil(GROUP);
-        self.starts.clear();
-        self.starts.resize(groups, [0; GROUP]);
-        self.weights.clear();
-        self.weights.resize(groups * GROUP / 2 * self.steps * self.parts, Pairs::default());
-        for (i, (first, row)) in rows.clone().enumerate() {
-            let start = first * CHANNELS;
-            self.starts[i / GROUP][i % GROUP] = start as u32;
-            let (pair, half) = (i % (GROUP / 2), i % GROUP / (GROUP / 2));
-            let pair = (i / GROUP * GROUP / 2 + pair) * self.steps * self.parts;
-            let group = &mut self.weights[pair..];
-            for (step, weights) in group.chunks_exact_mut(self.parts).zip(row.chunks(2)) {
-                for (part, pairs) in step.iter_mut().enumerate() {
-                    let pair = [0, 1].map(|k| weights.get(k).map_or(0, |&w| split(w)[part]));
-                    pairs.0[half * 4..][..4].fill(pair);
+        self.output = output;
+        self.steps = (0..output).map(|i| row(i).1.len().div_ceil(2)).fold(1, usize::max);
+        self.parts = parts((0..output).flat_map(|i| row(i).1));
+        let steps = self.steps * self.parts;
+        let groups = output.div_ceil(GROUP);
+        self.weights.resize(groups * GROUP / 2 * steps, Pairs::default());
+        for (group, room) in self.weights.chunks_exact_mut(GROUP / 2 * steps).enumerate() {
+            // The last group may overlap the one before.
+            let begin = (group * GROUP).min(output - GROUP);
+            let mut starts = [0; GROUP];
+            for (i, start) in starts.iter_mut().enumerate() {
+                let (first, weights) = row(begin + i);
+                *start = (first * CHANNELS) as u32;
+                let (pair, half) = (i % (GROUP / 2), i / (GROUP / 2) * 4);
+                let room = room[pair * steps..][..steps].chunks_exact_mut(self.parts);
+                for (parts, weights) in room.zip(weights.chunks(2)) {
+                    let (first, second) = (weights[0], weights.get(1).copied().unwrap_or(0));
+                    let pair = [split(first), split(second)];
+                    for (part, pairs) in parts.iter_mut().enumerate() {
+                        pairs.0[half..][..4].fill(pair.map(|weight| weight[part]));
+                    }
                 }
             }
+            self.starts.push(starts);
         }
         let last = self.starts.iter().flatten().max().copied().unwrap_or(0) as usize;
-        let reads = self.steps.div_ceil(READ / 2).max(1);
+        let reads = self.steps.div_ceil(READ / 2);
         self.reach = last + (reads - 1) * READ * CHANNELS + READ_BYTES;
     }
 
@@ -100,24 +108,26 @@ pub(crate) struct VerticalWeights {
 }
 
 impl VerticalWeights {
-    /// Replaces the weights: for each output row, the weights of the rows that it is made of.
+    /// Replaces the weights: `row` gives, for each of `output` rows, the weights of the rows that it is made of.
     pub(crate) fn fill<'a>(
         &mut self,
         level: Level,
-        rows: impl Iterator<Item = &'a [i32]> + Clone,
+        output: usize,
+        row: impl Fn(usize) -> &'a [i32],
         precision: u32,
     ) {
+        self.weights.clear();
+        self.rows.clear();
         if !has_kernels(level) {
             return;
         }
         self.precision = precision;
-        self.parts = parts(rows.clone().flatten());
-        self.weights.clear();
-        self.rows.clear();
-        for row in rows {
-            self.rows.push((self.weights.len(), row.len()));
-            for weights in row.chunks(2) {
-                let pair = [0, 1].map(|k| split(weights.get(k).copied().unwrap_or(0)));
+        self.parts = parts((0..output).flat_map(&row));
+        for weights in (0..output).map(row) {
+            self.rows.push((self.weights.len(), weights.len()));
+            for weights in weights.chunks(2) {
+                let (first, second) = (weights[0], weights.get(1).copied().unwrap_or(0));
+                let pair = [split(first), split(second)];
                 let parts = (0..self.parts).map(|part| pair.map(|weight| weight[part]));
                 self.weights.extend(parts);
             }
@@ -145,33 +155,34 @@ fn split(weight: i32) -> [i16; 2] {
 
 /// Makes rows of pixels of three channels from rows that have [`HorizontalWeights::reach`] bytes, as far as targets
 /// have whole rows. Returns whether it did: not at every level, and not from shorter rows.
-pub(crate) fn convolve_horizontally<const ROWS: usize>(
+pub(crate) fn convolve_horizontally(
     level: Level,
     weights: &HorizontalWeights,
-    sources: [&[u8]; ROWS],
-    targets: [&mut [u8]; ROWS],
+    source: &[u8],
+    target: &mut [u8],
 ) -> bool {
     #[cfg(target_arch = "x86_64")]
     if level.0 == Set::Avx2
-        && sources.iter().all(|source| source.len() >= weights.reach)
-        && targets.iter().all(|target| target.len() == weights.output * CHANNELS)
+        && !weights.starts.is_empty()
+        && source.len() >= weights.reach
+        && target.len() == weights.output * CHANNELS
     {
         // SAFETY: this level exists only where the CPU has AVX2, and the lengths were asked for.
         unsafe {
             match (weights.parts, weights.steps) {
-                (1, 1) => avx2::horizontal::<ROWS, 1, 1>(weights, sources, targets),
-                (1, 2) => avx2::horizontal::<ROWS, 1, 2>(weights, sources, targets),
-                (1, 3) => avx2::horizontal::<ROWS, 1, 3>(weights, sources, targets),
-                (1, _) => avx2::horizontal::<ROWS, 1, 0>(weights, sources, targets),
-                (_, 1) => avx2::horizontal::<ROWS, 2, 1>(weights, sources, targets),
-                (_, 2) => avx2::horizontal::<ROWS, 2, 2>(weights, sources, targets),
-                (_, 3) => avx2::horizontal::<ROWS, 2, 3>(weights, sources, targets),
-                (_, _) => avx2::horizontal::<ROWS, 2, 0>(weights, sources, targets),
+                (1, 1) => avx2::horizontal::<1, 1>(weights, source, target),
+                (1, 2) => avx2::horizontal::<1, 2>(weights, source, target),
+                (1, 3) => avx2::horizontal::<1, 3>(weights, source, target),
+                (1, _) => avx2::horizontal::<1, 0>(weights, source, target),
+                (_, 1) => avx2::horizontal::<2, 1>(weights, source, target),
+                (_, 2) => avx2::horizontal::<2, 2>(weights, source, target),
+                (_, 3) => avx2::horizontal::<2, 3>(weights, source, target),
+                (_, _) => avx2::horizontal::<2, 0>(weights, source, target),
             }
         }
         return true;
     }
-    let _ = (level, weights, sources, targets);
+    let _ = (level, weights, source, target);
     false
 }
 
@@ -223,7 +234,7 @@ mod avx2 {
     ];
 
     /// Four pixels of four channels without the fourth.
-    const PACKED: [i8; 16] = [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1];
+    const PACKED: [i8; 16] = [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15];
 
     #[target_feature(enable = "avx2")]
     fn both_halves(bytes: [i8; 16]) -> __m256i {
@@ -234,77 +245,68 @@ mod avx2 {
     /// Each source has at least `weights.reach` bytes, each target `weights.output` pixels. `PARTS` is `weights.parts`,
     /// `STEPS` is `weights.steps` or 0.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn horizontal<const ROWS: usize, const PARTS: usize, const STEPS: usize>(
+    pub(super) unsafe fn horizontal<const PARTS: usize, const STEPS: usize>(
         weights: &HorizontalWeights,
-        sources: [&[u8]; ROWS],
-        targets: [&mut [u8]; ROWS],
+        source: &[u8],
+        target: &mut [u8],
     ) {
         let steps = if STEPS == 0 { weights.steps } else { STEPS };
         let half = _mm256_set1_epi32((1 << weights.precision) >> 1);
         let precision = _mm256_set1_epi32(weights.precision as i32);
-        let side_by_side = SIDE_BY_SIDE.map(|bytes| both_halves(bytes));
-        let mut group_weights = weights.weights.as_ptr();
+        let [first_two, last_two] = SIDE_BY_SIDE.map(|bytes| both_halves(bytes));
+        let packed = both_halves(PACKED);
+        let order = _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 7, 7);
+        let mut at = weights.weights.as_ptr().cast::<__m256i>();
         for (group, starts) in weights.starts.iter().enumerate() {
-            let mut sums = [[_mm256_setzero_si256(); GROUP / 2]; ROWS];
-            for pair in 0..GROUP / 2 {
-                let mut low = [half; ROWS];
-                let mut high = [_mm256_setzero_si256(); ROWS];
-                let places = [starts[pair], starts[pair + GROUP / 2]].map(|start| start as usize);
-                for read in 0..steps.div_ceil(READ / 2) {
-                    let offset = read * READ * CHANNELS;
-                    // SAFETY: `reach` ends behind the last of these reads.
-                    let pixels: [_; ROWS] = std::array::from_fn(|row| unsafe {
-                        let start = sources[row].as_ptr().add(offset);
-                        _mm256_loadu2_m128i(
-                            start.add(places[1]).cast(),
-                            start.add(places[0]).cast(),
-                        )
-                    });
-                    for step in 0..(READ / 2).min(steps - read * READ / 2) {
-                        // SAFETY: the weights of this group, pair and step.
-                        let (low_weights, high_weights) = unsafe {
-                            let at =
-                                group_weights.add((pair * steps + read * READ / 2 + step) * PARTS);
-                            (
-                                _mm256_load_si256(at.cast()),
-                                _mm256_load_si256(at.add(PARTS - 1).cast()),
-                            )
-                        };
-                        for row in 0..ROWS {
-                            let pixels = _mm256_shuffle_epi8(pixels[row], side_by_side[step]);
-                            low[row] =
-                                _mm256_add_epi32(low[row], _mm256_madd_epi16(pixels, low_weights));
-                            if PARTS == 2 {
-                                high[row] = _mm256_add_epi32(
-                                    high[row],
-                                    _mm256_madd_epi16(pixels, high_weights),
-                                );
-                            }
-                        }
-                    }
-                }
-                for row in 0..ROWS {
-                    let mut sum = low[row];
+            let mut sums = [half; GROUP / 2];
+            for (pair, sum) in sums.iter_mut().enumerate() {
+                let mut high = _mm256_setzero_si256();
+                let (a, b) = (starts[pair] as usize, starts[pair + GROUP / 2] as usize);
+                // SAFETY: `reach` ends behind the last of these reads.
+                let read = |offset: usize| unsafe {
+                    let start = source.as_ptr().add(offset);
+                    _mm256_loadu2_m128i(start.add(b).cast(), start.add(a).cast())
+                };
+                let mut step = |pixels: __m256i, channels: __m256i| {
+                    // SAFETY: there are `PARTS` for each step of each pair of each group.
+                    let [low_weights, high_weights] = unsafe {
+                        let both = [at.read(), at.add(PARTS - 1).read()];
+                        at = at.add(PARTS);
+                        both
+                    };
+                    let samples = _mm256_shuffle_epi8(pixels, channels);
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(samples, low_weights));
                     if PARTS == 2 {
-                        sum = _mm256_add_epi32(sum, _mm256_slli_epi32::<16>(high[row]));
+                        high = _mm256_add_epi32(high, _mm256_madd_epi16(samples, high_weights));
                     }
-                    sums[row][pair] = _mm256_srav_epi32(sum, precision);
+                };
+                let mut offset = 0;
+                for _ in 0..steps / 2 {
+                    let pixels = read(offset);
+                    step(pixels, first_two);
+                    step(pixels, last_two);
+                    offset += READ * CHANNELS;
                 }
+                if steps % 2 == 1 {
+                    step(read(offset), first_two);
+                }
+                if PARTS == 2 {
+                    *sum = _mm256_add_epi32(*sum, _mm256_slli_epi32::<16>(high));
+                }
+                *sum = _mm256_srav_epi32(*sum, precision);
             }
-            // SAFETY: one group of the weights.
-            group_weights = unsafe { group_weights.add(GROUP / 2 * steps * PARTS) };
-            for row in 0..ROWS {
-                let [a, b, c, d] = sums[row];
-                let words = [_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d)];
-                let bytes = _mm256_packus_epi16(words[0], words[1]);
-                let bytes = _mm256_shuffle_epi8(bytes, both_halves(PACKED));
-                let order = _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 7, 7);
-                let bytes: [u8; 32] = bytemuck::cast(_mm256_permutevar8x32_epi32(bytes, order));
-                let target = &mut targets[row][group * GROUP * CHANNELS..];
-                match target.first_chunk_mut::<{ GROUP * CHANNELS }>() {
-                    Some(target) => target.copy_from_slice(&bytes[..GROUP * CHANNELS]),
-                    None => target.copy_from_slice(&bytes[..target.len()]),
-                }
+            let [a, b, c, d] = sums;
+            let words = [_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d)];
+            let bytes = _mm256_packus_epi16(words[0], words[1]);
+            let bytes = _mm256_shuffle_epi8(bytes, packed);
+            let bytes = _mm256_permutevar8x32_epi32(bytes, order);
+            // The last group may overlap the one before.
+            let start = (group * GROUP * CHANNELS).min(target.len() - GROUP * CHANNELS);
+            // SAFETY: the bytes of a group; a target that is shorter has none.
+            unsafe {
+                let target = target.as_mut_ptr().add(start);
+                _mm_storeu_si128(target.cast(), _mm256_castsi256_si128(bytes));
+                _mm_storel_epi64(target.add(16).cast(), _mm256_extracti128_si256::<1>(bytes));
             }
         }
     }

@@ -5,7 +5,6 @@ use std::ops::Range;
 use super::Rounding;
 use super::weights::Weights;
 use crate::error::Result;
-use crate::image::ImageView;
 use crate::resample::taps::Axis;
 use crate::simd::{self, HorizontalWeights, Kernel, Level, VerticalWeights};
 
@@ -25,59 +24,36 @@ pub(super) struct Horizontal {
 impl Horizontal {
     pub(super) fn prepare(&mut self, level: Level, axis: Axis, rounding: Rounding) -> Result<()> {
         if self.weights.fill(axis, rounding)? {
-            self.for_kernel.fill(level, self.weights.rows(), self.weights.precision());
+            let (weights, precision) = (&self.weights, self.weights.precision());
+            self.for_kernel.fill(level, weights.output(), |i| weights.row(i), precision);
         }
         Ok(())
     }
 
-    /// Makes rows, as many as `target` holds, from those of `source` from `top` on.
-    pub(super) fn run(
-        &mut self,
-        level: Level,
-        source: ImageView<'_>,
-        top: usize,
-        target: &mut [u8],
-    ) {
-        let channels = source.channels();
-        let row = self.weights.output() * channels;
-        let mut y = top;
-        for targets in target.chunks_mut(2 * row) {
-            if let Some((first, second)) = targets.split_at_mut_checked(row)
-                && second.len() == row
-                && channels == 3
-            {
-                let sources = [y, y + 1].map(|y| source.from_row(y));
-                let targets = [&mut *first, &mut *second];
-                if simd::convolve_horizontally(level, &self.for_kernel, sources, targets) {
-                    y += 2;
-                    continue;
-                }
-            }
-            for target in targets.chunks_exact_mut(row) {
-                self.one(level, source, y, target);
-                y += 1;
-            }
-        }
+    /// Bytes of a source row that the kernel wants to read.
+    pub(super) fn reach(&self) -> usize {
+        self.for_kernel.reach()
     }
 
-    fn one(&mut self, level: Level, source: ImageView<'_>, y: usize, target: &mut [u8]) {
-        if source.channels() == 3 {
-            let (mut from, reach) = (source.from_row(y), self.for_kernel.reach());
+    /// Makes a row from the pixels that `source` begins with. What stands behind them is not used, but spares a copy.
+    pub(super) fn run(&mut self, level: Level, channels: usize, source: &[u8], target: &mut [u8]) {
+        let weights = &self.weights;
+        if channels == 3 {
+            let (mut from, reach) = (source, self.for_kernel.reach());
             if from.len() < reach {
                 self.longer.clear();
                 self.longer.extend_from_slice(from);
                 self.longer.resize(reach, 0);
                 from = &self.longer;
             }
-            if simd::convolve_horizontally(level, &self.for_kernel, [from], [&mut *target]) {
+            if simd::convolve_horizontally(level, &self.for_kernel, from, target) {
                 return;
             }
         }
-        let (weights, source_row) = (&self.weights, source.row(y));
-        match source.channels() {
-            1 => simd::run(level, HorizontalLoop::<1> { weights, source: source_row, target }),
-            3 => simd::run(level, HorizontalLoop::<3> { weights, source: source_row, target }),
-            _ => simd::run(level, HorizontalLoop::<4> { weights, source: source_row, target }),
+        match channels {
+            1 => simd::run(level, HorizontalLoop::<1> { weights, source, target }),
+            3 => simd::run(level, HorizontalLoop::<3> { weights, source, target }),
+            _ => simd::run(level, HorizontalLoop::<4> { weights, source, target }),
         }
     }
 }
@@ -92,8 +68,8 @@ pub(super) struct Vertical {
 impl Vertical {
     pub(super) fn prepare(&mut self, level: Level, axis: Axis, rounding: Rounding) -> Result<()> {
         if self.weights.fill(axis, rounding)? {
-            let rows = self.weights.rows().map(|(_, row)| row);
-            self.for_kernel.fill(level, rows, self.weights.precision());
+            let (weights, precision) = (&self.weights, self.weights.precision());
+            self.for_kernel.fill(level, weights.output(), |i| weights.row(i).1, precision);
         }
         Ok(())
     }
