@@ -127,12 +127,14 @@ impl<'a> ImageView<'a> {
     }
 
     /// The bytes from row `y` on: its own, and as much of what lies behind them as was viewed.
-    pub(crate) fn from_row(&self, y: usize) -> &'a [u8] {
+    #[must_use]
+    pub fn from_row(&self, y: usize) -> &'a [u8] {
         &self.data[y * self.stride..]
     }
 
     /// Bytes from one row to the next.
-    pub(crate) const fn stride(&self) -> usize {
+    #[must_use]
+    pub const fn stride(&self) -> usize {
         self.stride
     }
 
