@@ -59,7 +59,7 @@ def epoch(loader: ImageLoader) -> list[tuple[torch.Tensor, ...]]:
 
 def stands(loader: ImageLoader) -> tuple[int, int]:
     state = loader.state_dict()
-    return state["epoch"], state["batches"]
+    return state["epoch"], state["consumed"]
 
 
 def same(first, second) -> bool:
@@ -194,7 +194,7 @@ def test_setting_the_epoch_keeps_a_loaded_position():
     with ImageLoader(array(), batch_size=5, shuffle=True, return_index=True) as loader:
         loader.set_epoch(2)
         reference = [indices.tolist() for _, _, indices in loader]
-        loader.load_state_dict({**loader.state_dict(), "epoch": 2, "batches": 3})
+        loader.load_state_dict({**loader.state_dict(), "epoch": 2, "consumed": 15})
         loader.set_epoch(2)
         assert [indices.tolist() for _, _, indices in loader] == reference[3:]
         batches = iter(loader)
@@ -227,7 +227,7 @@ def test_epochs_follow_each_other_and_state_is_exact():
             loader.set_epoch(1)
             seen = [tuple(t.clone() for t in batch) for _, batch in zip(range(stop), loader, strict=False)]
             state = loader.state_dict()
-        assert (state["epoch"], state["batches"]) == (1 if stop < 8 else 2, stop % 8)
+        assert (state["epoch"], state["consumed"]) == (1 if stop < 8 else 2, stop % 8 * 5)
         with make() as loader:
             loader.load_state_dict(state)
             assert loader.state_dict() == state
@@ -245,7 +245,7 @@ def test_left_early_means_next_epoch():
         first = next(iter(loader))[2].tolist()
         second = next(iter(loader))[2].tolist()
         assert first != second
-        assert stands(loader) == (1, 1)
+        assert stands(loader) == (1, 5)
 
 
 def test_drop_last_and_ranks():
@@ -560,20 +560,21 @@ def test_argument_errors(options, error, text):
 
 
 def test_other_errors(folder):
-    with pytest.raises(TypeError, match=r"source must be a vit_rs\.data\.ImageFolder or ArrayDataset"):
-        ImageLoader([1, 2], batch_size=1)
+    with pytest.raises(TypeError, match=r"source must be a vit_rs\.data\.ImageFolder, ArrayDataset, TarShards or"):
+        ImageLoader({1: 2}, batch_size=1)
     with pytest.raises(ValueError, match="and a batch needs one: end it with"):
         ImageLoader(folder, batch_size=1)
     loader = ImageLoader(array(), batch_size=4)
     state = loader.state_dict()
     for changes, text in (
         ({"seed": 5}, "the state is of another loader: seed is 5 there, 0 here"),
-        ({"batch_size": 8, "shuffle": 1}, "batch_size is 8 there, 4 here; shuffle is 1 there, 0 here"),
-        ({"batches": 11}, "does not fit a loader of 10 batches an epoch"),
+        ({"samples": 8, "shuffle": 1}, "samples is 8 there, 37 here; shuffle is 1 there, 0 here"),
+        ({"consumed": 38}, "does not fit an epoch of 37 samples"),
+        ({"consumed": -1}, "does not fit an epoch of 37 samples"),
     ):
         with pytest.raises(ValueError, match=text):
             loader.load_state_dict({**state, **changes})
-    with pytest.raises(ValueError, match="the state lacks batch_size, batches, drop_last"):
+    with pytest.raises(ValueError, match="the state lacks consumed, samples, shuffle"):
         loader.load_state_dict({"seed": 0, "epoch": 0})
     with pytest.raises(ValueError, match="epoch must be at least 0"):
         loader.set_epoch(-1)

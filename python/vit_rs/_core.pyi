@@ -1,3 +1,4 @@
+import os
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -7,6 +8,8 @@ from numpy.typing import NDArray
 __all__ = [
     "IMAGE_EXTENSIONS",
     "MAX_PIXELS",
+    "Feed",
+    "FeedError",
     "Loader",
     "Op",
     "Source",
@@ -18,9 +21,9 @@ __all__ = [
     "center_crop",
     "decode_image",
     "interpolation_matrix",
+    "open_shards",
     "patchify",
     "patchify_converted",
-    "permutation",
     "random_apply",
     "random_choice",
     "random_crop",
@@ -58,6 +61,7 @@ def interpolation_matrix(
     a: float | None,
     scale: float | None,
 ) -> NDArray[np.float64]: ...
+def open_shards(paths: Sequence[str], label_key: str | None, threads: int) -> tuple[Source, list[int]]: ...
 def patchify(
     images: NDArray[np.uint8],
     patches: NDArray[np.uint8],
@@ -83,7 +87,6 @@ def patchify_converted(
     layout: str,
     num_threads: int,
 ) -> None: ...
-def permutation(len: int, seed: int, epoch: int) -> NDArray[np.uint64]: ...  # noqa: A002
 def resample_tokens(
     source: NDArray[np.float32],
     target: NDArray[np.float32],
@@ -100,7 +103,9 @@ def resample_tokens(
     scale: tuple[float | None, float | None],
     num_threads: int,
 ) -> None: ...
-def scan_folder(root: str, extensions: Sequence[str], allow_empty: bool) -> tuple[list[str], list[str], list[int]]: ...
+def scan_folder(
+    root: str, extensions: Sequence[str], allow_empty: bool, threads: int
+) -> tuple[list[str], list[str], list[int]]: ...
 def unpatchify(
     patches: NDArray[np.uint8],
     images: NDArray[np.uint8],
@@ -164,7 +169,23 @@ class Source:
     def files(paths: Sequence[str]) -> Source: ...
     @staticmethod
     def array(images: NDArray[np.uint8]) -> Source: ...
+    @staticmethod
+    def mixed(entries: Sequence[str | os.PathLike[str] | bytes]) -> Source: ...
+    @staticmethod
+    def feed(feed: Feed) -> Source: ...
+    def encoded(self, index: int) -> bytes: ...
+    def name(self, index: int) -> str: ...
     def __len__(self) -> int: ...
+
+class FeedError(Exception): ...
+
+@final
+class Feed:
+    def __new__(cls, len: int) -> Feed: ...  # noqa: A002
+    def next_request(self) -> tuple[int, int] | None: ...
+    def reply(self, ticket: int, data: bytes, label: int) -> None: ...
+    def fail(self, ticket: int, reason: str, bad_sample: bool) -> None: ...
+    def close(self) -> None: ...
 
 @final
 class Loader:
@@ -181,6 +202,7 @@ class Loader:
         max_pixels: int,
         on_error: str,
     ) -> Loader: ...
+    def permutation(self, epoch: int) -> NDArray[np.uint64]: ...
     def start(
         self,
         positions: NDArray[np.uint64],
@@ -190,7 +212,7 @@ class Loader:
         drop_last: bool,
         first: int,
     ) -> None: ...
-    def next_batch(self) -> tuple[list[NDArray[Any]], NDArray[np.uint64]] | None: ...
+    def next_batch(self) -> tuple[list[NDArray[Any]], NDArray[np.uint64], NDArray[np.int64] | None] | None: ...
     def stats(self) -> dict[str, Any]: ...
     @property
     def shapes(self) -> list[list[int]]: ...

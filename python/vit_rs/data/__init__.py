@@ -1,8 +1,19 @@
 """Data sets and the Rust loader that turns them into batches."""
 
 from vit_rs.data.array import ArrayDataset
+from vit_rs.data.encoded import EncodedDataset
 from vit_rs.data.folder import ImageFolder
 from vit_rs.data.loader import ImageLoader, Patches
 from vit_rs.data.sample import load_idx, sample_dataset
+from vit_rs.data.tar import TarShards
 
-__all__ = ["ArrayDataset", "ImageFolder", "ImageLoader", "Patches", "load_idx", "sample_dataset"]
+__all__ = [
+    "ArrayDataset",
+    "EncodedDataset",
+    "ImageFolder",
+    "ImageLoader",
+    "Patches",
+    "TarShards",
+    "load_idx",
+    "sample_dataset",
+]

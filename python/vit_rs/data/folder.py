@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageFolder"]
 
+# A scan waits for disks more than it computes: more threads than cores.
+_SCANNING_THREADS = 16
+
 
 class ImageFolder:
     """List the images below `root`, in the classes and order of torchvision's ImageFolder.
@@ -48,7 +51,7 @@ class ImageFolder:
             raise NotADirectoryError(f"{self.root}: not a folder")
         given = [extensions] if isinstance(extensions, str) else extensions
         endings = list(IMAGE_EXTENSIONS) if given is None else [ending.lower() for ending in given]
-        classes, paths, labels = scan_folder(self.root, endings, allow_empty)
+        classes, paths, labels = scan_folder(self.root, endings, allow_empty, _SCANNING_THREADS)
         self.classes: list[str] = classes
         self.class_to_idx: dict[str, int] = {name: index for index, name in enumerate(classes)}
         self.targets: list[int] = labels

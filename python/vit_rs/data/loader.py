@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Union, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Subset
 
 from vit_rs import distributed
-from vit_rs._core import MAX_PIXELS, Loader, Source, permutation
-from vit_rs.data.array import ArrayDataset
-from vit_rs.data.folder import ImageFolder
+from vit_rs._core import MAX_PIXELS, FeedError, Loader
+from vit_rs.data.order import share, share_length
+from vit_rs.data.sources import open_source
+from vit_rs.data.threads import usable_cpus
 from vit_rs.transforms.lowering import lower_views
 
 if TYPE_CHECKING:
@@ -23,12 +22,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from vit_rs.data.order import Index
+    from vit_rs.data.sources import ImageSource
     from vit_rs.transforms import Transform
 
 __all__ = ["ImageLoader", "Patches"]
-
-ImageSource = Union[ImageFolder, ArrayDataset, "Subset[Any]"]
-Index = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ class ImageLoader:
     batch. A loader runs one iteration at a time: a new one, `set_epoch` and `load_state_dict` end the one under way.
 
     Args:
-        source: an ImageFolder, an ArrayDataset, or a torch Subset of one.
+        source: an ImageFolder, ArrayDataset, TarShards or EncodedDataset, a list of (path or bytes, label), or a torch
+            Subset of one.
         transform: what happens to each image; None leaves it as it is. It must end in one size for all images.
         batch_size: samples in a batch.
         shuffle: draw a new order each epoch.
@@ -84,6 +83,7 @@ class ImageLoader:
         ValueError: an argument out of its range, or a transform without a fixed output size.
         DecodeError: (while iterating) an image cannot be decoded; the message names it.
         OSError: (while iterating) a file cannot be read.
+        Exception: (while iterating) whatever the data set in an EncodedDataset raises.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ImageLoader:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self.num_threads = _usable_cpus() if num_threads is None else num_threads
+        self.num_threads = usable_cpus() if num_threads is None else num_threads
         self.drop_last = drop_last
         self.device = torch.device(device)
         self.rank = distributed.rank() if rank is None else rank
@@ -125,17 +125,18 @@ class ImageLoader:
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be in 0..world_size - 1, got {self.rank} of {self.world_size}")
         self.return_index = return_index
-        base, subset = _flatten(source)
-        labels = np.asarray(_labels(base), dtype=np.int64)
-        self._labels = labels if subset is None else labels[subset]
+        opened = open_source(source, keep_errors=on_error == "raise")
+        self._samples = opened.samples
+        self._labels = opened.labels
+        self._feeder = opened.feeder
         chains = lower_views(transform)
         self._dtypes = [chain.dtype if dtype is None else dtype for chain in chains]
         patch_size = layout.patch_size if isinstance(layout, Patches) else None
         patch = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
         order = layout.order if isinstance(layout, Patches) else layout
         self._loader = Loader(
-            _core_source(base),
-            subset,
+            opened.core,
+            opened.subset,
             [chain.view(dtype=dtype, layout=order, patch=patch) for chain in chains],
             batch_size=batch_size,
             num_threads=self.num_threads,
@@ -145,6 +146,8 @@ class ImageLoader:
             on_error=on_error,
         )
         self._epoch = 0
+        # Samples of the epoch's order that were done when it was started or resumed; batches yielded since.
+        self._consumed = 0
         self._yielded = 0
         self._resuming = False
         self._iteration = 0
@@ -162,20 +165,22 @@ class ImageLoader:
         return tuple(self._loader.shapes[0])
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch, on this rank."""
-        samples = len(self._labels)
-        share = samples // self.world_size if self.drop_last else -(-samples // self.world_size)
-        return share // self.batch_size if self.drop_last else -(-share // self.batch_size)
+        """Return the number of batches of a whole epoch, on this rank; one that was resumed has only what is left."""
+        return self._batches_in(self._samples)
+
+    def _batches_in(self, samples: int) -> int:
+        length = share_length(samples, world_size=self.world_size, drop_last=self.drop_last)
+        return length // self.batch_size if self.drop_last else -(-length // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Start the next epoch, or go on in the one that `load_state_dict` named."""
-        if self._yielded and not self._resuming:
-            self._epoch += 1
-            self._yielded = 0
+        if self._yielded:
+            self._stand(self._epoch + 1)
         self._resuming = False
         self._iteration += 1
-        order = self._order()
-        self._loader.start(order, None, epoch=self._epoch, drop_last=self.drop_last, first=self._yielded)
+        self._loader.start(self._order(), None, epoch=self._epoch, drop_last=self.drop_last, first=0)
+        if self._feeder is not None:
+            self._feeder.start()
         self._clock = _Clock(self._loader.stats()["images"])
         return self._batches(self._iteration)
 
@@ -184,22 +189,35 @@ class ImageLoader:
             if iteration != self._iteration:
                 what = "the ImageLoader was closed" if self._closed else "the same ImageLoader was started or set anew"
                 raise RuntimeError(f"this iteration ended when {what}")
-            batch = self._loader.next_batch()
+            failure = None
+            try:
+                batch = self._loader.next_batch()
+            except FeedError as error:
+                failure = error.args
             if iteration != self._iteration:
                 continue
+            if failure is not None and self._feeder is not None:
+                # Outside the handler: the exception keeps its own context.
+                raise self._feeder.error(*failure)
             if batch is None:
-                self._epoch += 1
-                self._yielded = 0
+                self._stand(self._epoch + 1)
                 return
             self._yielded += 1
-            views, positions = batch
+            views, positions, labels = batch
             if len(positions):
-                yield self._tensors(views, positions)
+                yield self._tensors(views, positions, self._labels[positions] if labels is None else labels)
 
-    def _tensors(self, views: list[np.ndarray[Any, Any]], positions: Index) -> tuple[Any, ...]:
+    def _stand(self, epoch: int, consumed: int = 0) -> None:
+        self._epoch = epoch
+        self._consumed = consumed
+        self._yielded = 0
+
+    def _tensors(
+        self, views: list[np.ndarray[Any, Any]], positions: Index, labels: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> tuple[Any, ...]:
         typed = zip(views, self._dtypes, strict=True)
         images = tuple(self._handed_over(torch.from_numpy(view), dtype) for view, dtype in typed)
-        others = [torch.from_numpy(self._labels[positions])]
+        others = [torch.from_numpy(labels)]
         if self.return_index:
             others.append(torch.from_numpy(positions.astype(np.int64)))
         return images if len(images) > 1 else images[0], *(self._handed_over(other) for other in others)
@@ -214,17 +232,11 @@ class ImageLoader:
         return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
     def _order(self) -> Index:
-        samples = len(self._labels)
-        order = np.arange(samples, dtype=np.uint64)
-        if self.shuffle:
-            order = permutation(samples, self.seed, self._epoch)
-        if self.world_size > 1:
-            if self.drop_last:
-                order = order[: samples // self.world_size * self.world_size]
-            else:
-                order = np.resize(order, -(-samples // self.world_size) * self.world_size)
-            order = order[self.rank :: self.world_size]
-        return np.ascontiguousarray(order)
+        shuffled = self.shuffle
+        order = self._loader.permutation(self._epoch) if shuffled else np.arange(self._samples, dtype=np.uint64)
+        return share(
+            order, self._consumed, rank=self.rank, world_size=self.world_size, drop_last=self.drop_last
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of `epoch`; from its first batch, unless a loaded state stands in that epoch.
@@ -236,47 +248,47 @@ class ImageLoader:
         self._iteration += 1
         if self._resuming and epoch == self._epoch:
             return
-        self._epoch = epoch
-        self._yielded = 0
+        self._stand(epoch)
         self._resuming = False
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the loader stands: epoch, number of batches yielded in it, and what gives them meaning."""
-        ended = bool(self._yielded) and self._yielded == len(self)
-        epoch, batches = (self._epoch + 1, 0) if ended else (self._epoch, self._yielded)
-        return {"epoch": epoch, "batches": batches, **self._identity()}
+        """Return where the loader stands: the epoch, how many samples of its order all ranks together have consumed, and
+        what gives that a meaning.
+
+        All ranks stand at the same place, so that the state of one is the state of all.
+        """  # noqa: D205
+        ended = self._yielded and self._yielded == self._batches_in(self._samples - self._consumed)
+        done = self._yielded * self.batch_size * self.world_size
+        epoch, consumed = (self._epoch + 1, 0) if ended else (self._epoch, self._consumed + done)
+        return {"epoch": epoch, "consumed": consumed, **self._identity()}
 
     def _identity(self) -> dict[str, int]:
-        """Return what must be the same for a state to mean the same batches."""
-        return {
-            "seed": self.seed,
-            "samples": len(self._labels),
-            "batch_size": self.batch_size,
-            "shuffle": int(self.shuffle),
-            "drop_last": int(self.drop_last),
-            "world_size": self.world_size,
-        }
+        """Return what must be the same for a state to mean the same samples."""
+        return {"seed": self.seed, "samples": self._samples, "shuffle": int(self.shuffle)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Make the next iteration go on where `state` was taken. An iteration under way ends.
 
+        With the same batch size, world size and `drop_last`, the batches are those that would have come. With others,
+        the samples of the epoch that are left are distributed anew: over ceil(left / (world_size * batch_size)) batches
+        on each rank, or its floor with `drop_last`.
+
         Raises:
-            ValueError: a state of a loader with another seed, number of samples, batch size, order or world size, or
-                with more batches than an epoch has.
+            ValueError: a state of a loader with another seed, number of samples or order, or one that lies outside an
+                epoch.
         """
         identity = self._identity()
-        missing = sorted({"epoch", "batches", *identity} - state.keys())
+        missing = sorted({"epoch", "consumed", *identity} - state.keys())
         if missing:
             raise ValueError(f"the state lacks {', '.join(missing)}")
         differing = [name for name, value in identity.items() if state[name] != value]
         if differing:
             listed = "; ".join(f"{name} is {state[name]} there, {identity[name]} here" for name in differing)
             raise ValueError(f"the state is of another loader: {listed}")
-        if state["epoch"] < 0 or not 0 <= state["batches"] <= len(self):
-            raise ValueError(f"the state {state} does not fit a loader of {len(self)} batches an epoch")
+        if state["epoch"] < 0 or not 0 <= state["consumed"] <= self._samples:
+            raise ValueError(f"the state {state} does not fit an epoch of {self._samples} samples")
         self._iteration += 1
-        self._epoch = state["epoch"]
-        self._yielded = state["batches"]
+        self._stand(state["epoch"], state["consumed"])
         self._resuming = True
 
     def stats(self) -> dict[str, Any]:
@@ -305,6 +317,8 @@ class ImageLoader:
         self._iteration += 1
         self._closed = True
         self._loader.close()
+        if self._feeder is not None:
+            self._feeder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -322,41 +336,3 @@ class _Clock:
 
     def rate(self, images: int) -> float:
         return (images - self.images) / max(time.perf_counter() - self.start, 1e-9)
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _flatten(source: ImageSource) -> tuple[ImageFolder | ArrayDataset, Index | None]:
-    """Return the data set under any Subsets, and the indices that they leave."""
-    indices: Index | None = None
-    while type(source) is Subset:
-        chosen = np.asarray(source.indices)
-        if chosen.size and chosen.dtype.kind not in "iu":
-            raise TypeError(f"the indices of a Subset must be integers, got {chosen.dtype}")
-        chosen = chosen.astype(np.int64)
-        length = len(source.dataset)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
-        if chosen.size and not (chosen.min() >= 0 and chosen.max() < length):
-            raise ValueError(f"a Subset has indices {chosen.min()}..{chosen.max()} into {length} samples")
-        indices = chosen.astype(np.uint64) if indices is None else chosen.astype(np.uint64)[indices]
-        source = cast("ImageSource", source.dataset)
-    if not isinstance(source, (ImageFolder, ArrayDataset)):
-        raise TypeError(
-            "source must be a vit_rs.data.ImageFolder or ArrayDataset, or a torch Subset of one, "
-            f"got {type(source).__module__}.{type(source).__name__}"
-        )
-    return source, indices
-
-
-def _core_source(base: ImageFolder | ArrayDataset) -> Source:
-    if isinstance(base, ImageFolder):
-        return Source.files([path for path, _ in base.samples])
-    return Source.array(base.images)
-
-
-def _labels(base: ImageFolder | ArrayDataset) -> list[int]:
-    # As torchvision, from the samples: lists that a user filtered agree with their files.
-    return [label for _, label in base.samples] if isinstance(base, ImageFolder) else base.targets

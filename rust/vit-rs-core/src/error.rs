@@ -39,6 +39,18 @@ pub enum Error {
     /// A data set's layout is not what the source expects (no class folders, a class without images, ...).
     #[error("{0}")]
     Dataset(String),
+    /// The owner of a [`crate::source::feed::Feed`] could not give a sample that it was asked for.
+    #[error("{name}: {reason}")]
+    Foreign {
+        /// A name of the sample.
+        name: String,
+        /// Its words for what went wrong.
+        reason: String,
+        /// The request, by which it finds what it knows beside those words.
+        ticket: u64,
+        /// Whether the sample is to blame; else its owner does something wrong.
+        bad_sample: bool,
+    },
     /// A worker panicked: a bug in vit-rs. The text is the panic's message.
     #[error("internal error in a loader thread, please report it: {0}")]
     Panic(String),
@@ -63,7 +75,11 @@ impl Error {
     /// Whether one sample is to blame, and another one could take its place.
     #[must_use]
     pub fn is_bad_sample(&self) -> bool {
-        matches!(self, Self::Decode { .. } | Self::Sample { .. } | Self::Io { .. })
+        match self {
+            Self::Decode { .. } | Self::Sample { .. } | Self::Io { .. } => true,
+            Self::Foreign { bad_sample, .. } => *bad_sample,
+            _ => false,
+        }
     }
 
     /// Names the image in an error about one that had no name.

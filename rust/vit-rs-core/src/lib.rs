@@ -20,6 +20,7 @@ pub mod augment;
 pub mod emit;
 pub mod source;
 
+pub mod order;
 pub mod slot;
 
 pub mod pipeline;

@@ -12,37 +12,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+pub use crate::order::Order;
 use crate::pipeline::{Counters, OnError, Pipeline, Tools};
 use crate::rng::EpochKey;
 use crate::slot::{Part, Parts, Pool, Slot};
 
 /// How many stand-ins are tried before a sample counts as lost.
 const SUBSTITUTES: usize = 16;
-
-/// The samples of one epoch, in order.
-#[derive(Clone, Debug)]
-pub struct Order {
-    /// Epoch number, a part of every key.
-    pub epoch: u64,
-    /// Position of each sample among those that the pipeline uses.
-    pub positions: Vec<u64>,
-    /// Draw number of each sample, where it is not its position.
-    pub draws: Option<Vec<u64>>,
-    /// Whether a last batch that is not full is left out.
-    pub drop_last: bool,
-}
-
-impl Order {
-    /// Number of batches of at most `batch_size` samples.
-    #[must_use]
-    pub fn batches(&self, batch_size: usize) -> usize {
-        if self.drop_last {
-            self.positions.len() / batch_size
-        } else {
-            self.positions.len().div_ceil(batch_size)
-        }
-    }
-}
 
 /// A finished batch.
 #[derive(Debug)]
@@ -51,6 +27,8 @@ pub struct Batch {
     pub slots: Vec<Slot>,
     /// Position of each sample that is in it.
     pub positions: Vec<u64>,
+    /// Label of each, where the source gives labels with its samples.
+    pub labels: Vec<Option<i64>>,
 }
 
 /// What waiting for a batch came to.
@@ -93,6 +71,9 @@ struct Filling {
     handed_out: usize,
     unfinished: usize,
     positions: Vec<u64>,
+    /// What the source calls each of them.
+    tickets: Vec<u64>,
+    labels: Vec<Option<i64>>,
     failures: Vec<Failure>,
 }
 
@@ -113,6 +94,8 @@ struct State {
     /// First batch in `filling`, the next for the consumer.
     first: usize,
     filling: VecDeque<Filling>,
+    /// Tickets of the batches that follow, announced before anyone works on them.
+    announced: VecDeque<Vec<u64>>,
     failures: Vec<String>,
     closing: bool,
     /// Why no batch can come any more.
@@ -121,10 +104,12 @@ struct State {
 
 impl State {
     /// Forgets the epoch under way; what threads still finish of it is not missed.
-    fn abandon(&mut self) {
+    fn abandon(&mut self, pipeline: &Pipeline) {
         self.generation += 1;
         self.order = None;
         self.filling.clear();
+        self.announced.clear();
+        pipeline.source.abandon();
     }
 }
 
@@ -144,9 +129,19 @@ struct Shared {
 struct Task {
     place: usize,
     position: u64,
+    ticket: u64,
     draw: u64,
     /// One for each view.
     parts: Vec<Part>,
+}
+
+/// What came of a sample.
+#[derive(Default)]
+struct Done {
+    place: usize,
+    label: Option<i64>,
+    /// The position of the one that stands in for it.
+    substitute: Option<u64>,
 }
 
 /// Consecutive samples of one batch.
@@ -179,18 +174,23 @@ impl Shared {
 
     fn next_job(&self, state: &mut State) -> Result<Option<Job>> {
         let Some(order) = state.order.clone() else { return Ok(None) };
+        let begun = state.first + state.filling.len();
+        let wanted = order.batches(self.batch_size).min(state.first + self.prefetch);
+        for batch in begun + state.announced.len()..wanted {
+            let positions = order.batch(batch, self.batch_size).iter();
+            let tickets = positions.map(|&position| self.pipeline.announce(position)).collect();
+            state.announced.push_back(tickets);
+        }
         if state.filling.back().is_none_or(|last| last.handed_out == last.positions.len()) {
-            let batch = state.first + state.filling.len();
-            if batch >= order.batches(self.batch_size) || state.filling.len() >= self.prefetch {
-                return Ok(None);
-            }
-            let start = batch * self.batch_size;
-            let len = (order.positions.len() - start).min(self.batch_size);
+            let Some(tickets) = state.announced.pop_front() else { return Ok(None) };
+            let positions = order.batch(begun, self.batch_size).to_vec();
             state.filling.push_back(Filling {
                 parts: self.new_parts()?,
                 handed_out: 0,
-                unfinished: len,
-                positions: order.positions[start..start + len].to_vec(),
+                unfinished: positions.len(),
+                labels: vec![None; positions.len()],
+                positions,
+                tickets,
                 failures: Vec::new(),
             });
         }
@@ -203,11 +203,12 @@ impl Shared {
             let place = filling.handed_out;
             let number = batch * self.batch_size + place;
             let position = order.positions[number];
+            let ticket = filling.tickets[place];
             let draw = order.draws.as_ref().map_or(position, |draws| draws[number]);
             let parts: Option<_> = filling.parts.iter_mut().map(Parts::hand_out).collect();
             let parts = parts
                 .ok_or_else(|| Error::Panic("a batch is larger than its memory".to_owned()))?;
-            tasks.push(Task { place, position, draw, parts });
+            tasks.push(Task { place, position, ticket, draw, parts });
             filling.handed_out += 1;
         }
         Ok(Some(Job { generation: state.generation, epoch: order.epoch, batch, tasks }))
@@ -236,16 +237,16 @@ impl Shared {
             let key = EpochKey::new(self.pipeline.seed, job.epoch);
             let count = job.tasks.len();
             let mut failures = Vec::new();
-            let mut substitutes = Vec::new();
+            let mut done = Vec::with_capacity(count);
             for mut task in job.tasks {
                 let place = task.place;
                 let outcome =
                     catch_unwind(AssertUnwindSafe(|| self.perform(&mut tools, key, &mut task)));
                 match outcome {
-                    Ok(Ok(None)) => {}
-                    Ok(Ok(Some((position, error)))) => {
-                        substitutes.push((place, position));
-                        failures.push(Failure { place, error, substituted: true });
+                    Ok(Ok((sample, error))) => {
+                        done.push(sample);
+                        let failure = |error| Failure { place, error, substituted: true };
+                        failures.extend(error.map(failure));
                     }
                     Ok(Err(error)) => failures.push(Failure { place, error, substituted: false }),
                     Err(panic) => {
@@ -261,8 +262,9 @@ impl Shared {
             }
             let ahead = job.batch - state.first;
             let filling = &mut state.filling[ahead];
-            for (place, position) in substitutes {
-                filling.positions[place] = position;
+            for Done { place, label, substitute } in done {
+                filling.labels[place] = label;
+                filling.positions[place] = substitute.unwrap_or(filling.positions[place]);
             }
             filling.failures.extend(failures);
             filling.unfinished -= count;
@@ -273,23 +275,27 @@ impl Shared {
         Ok(())
     }
 
-    /// Does one sample, or a stand-in for it: then returns the stand-in's position and what was wrong with the sample.
+    /// Does one sample, or a stand-in for it: then returns what was wrong with the sample, too.
     fn perform(
         &self,
         tools: &mut Tools,
         key: EpochKey,
         task: &mut Task,
-    ) -> Result<Option<(u64, Error)>> {
-        let Task { position, draw, parts, .. } = task;
+    ) -> Result<(Done, Option<Error>)> {
+        let Task { place, position, ticket, draw, parts } = task;
+        let place = *place;
         let mut sample =
-            |position| self.pipeline.sample(tools, key, position, *draw, parts, &self.counters);
-        let Err(error) = sample(*position) else { return Ok(None) };
+            |asked| self.pipeline.sample(tools, key, asked, *draw, parts, &self.counters);
+        let error = match sample((*position, *ticket)) {
+            Ok(label) => return Ok((Done { place, label, substitute: None }, None)),
+            Err(error) => error,
+        };
         if self.pipeline.on_error == OnError::Substitute && error.is_bad_sample() {
             let mut stream = key.substitutes(*draw);
             for _ in 0..SUBSTITUTES {
                 let other = stream.below(self.pipeline.len() as u64);
-                if sample(other).is_ok() {
-                    return Ok(Some((other, error)));
+                if let Ok(label) = sample((other, self.pipeline.announce(other))) {
+                    return Ok((Done { place, label, substitute: Some(other) }, Some(error)));
                 }
             }
         }
@@ -382,7 +388,7 @@ impl Loader {
         }
         self.spawn()?;
         let mut state = self.shared.lock();
-        state.abandon();
+        state.abandon(&self.shared.pipeline);
         state.failures.clear();
         state.fatal = None;
         state.first = first.min(order.batches(self.shared.batch_size));
@@ -472,7 +478,7 @@ impl Loader {
 
     /// Closes the gaps of a batch, or reports them.
     fn finish(&self, filling: Filling) -> Result<Batch> {
-        let Filling { parts, mut positions, mut failures, .. } = filling;
+        let Filling { parts, mut positions, mut labels, mut failures, .. } = filling;
         failures.sort_by_key(|failure| failure.place);
         let slots: Option<Vec<_>> = parts.into_iter().map(Parts::finish).collect();
         let mut slots =
@@ -494,13 +500,15 @@ impl Loader {
                     slot.move_part(place, kept, view.emit.bytes());
                 }
                 positions[kept] = positions[place];
+                labels[kept] = labels[place];
                 kept += 1;
             }
             positions.truncate(kept);
+            labels.truncate(kept);
             let texts = failures.iter().map(|failure| failure.error.to_string());
             self.shared.lock().failures.extend(texts);
         }
-        Ok(Batch { slots, positions })
+        Ok(Batch { slots, positions, labels })
     }
 
     /// Counts and times since the loader was made, and the failures of the current or last epoch.
@@ -550,8 +558,9 @@ impl Loader {
     fn signal(&self) {
         let mut state = self.shared.lock();
         state.closing = true;
-        state.abandon();
+        state.abandon(&self.shared.pipeline);
         drop(state);
+        self.shared.pipeline.source.close();
         self.shared.work.notify_all();
         self.shared.done.notify_all();
     }

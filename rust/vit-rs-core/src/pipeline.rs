@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::image::{ImageView, Rect};
 use crate::rng::EpochKey;
 use crate::slot::Part;
-use crate::source::{Item, Source};
+use crate::source::{Fetched, Item, Source};
 
 /// What happens to a sample that cannot be read or decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,16 +99,33 @@ impl Pipeline {
         })
     }
 
-    /// Reads, decodes, augments and writes the views of one sample, each into its place.
+    /// A shuffled order of all positions: that of this epoch.
+    #[must_use]
+    pub fn permutation(&self, epoch: u64) -> Vec<u64> {
+        let key = EpochKey::new(self.seed, epoch);
+        let Some(blocks) = self.source.blocks() else { return key.permutation(self.len()) };
+        let Some(subset) = &self.subset else { return key.permutation_of_blocks(&blocks) };
+        let block = |&index: &u64| blocks.get(index as usize).copied().unwrap_or_default();
+        key.permutation_of_blocks(&subset.iter().map(block).collect::<Vec<_>>())
+    }
+
+    /// Says to the source that this sample will be wanted soon; returns the ticket for it.
+    pub(crate) fn announce(&self, position: u64) -> u64 {
+        // A wrong position is an error when its turn comes.
+        self.index(position).map_or(0, |index| self.source.announce(index))
+    }
+
+    /// Reads, decodes, augments and writes the views of one sample, each into its place. Returns the label, where the
+    /// source gives it.
     pub(crate) fn sample(
         &self,
         tools: &mut Tools,
         key: EpochKey,
-        position: u64,
+        (position, ticket): (u64, u64),
         draw: u64,
         places: &mut [Part],
         stats: &Counters,
-    ) -> Result<()> {
+    ) -> Result<Option<i64>> {
         let Tools { decoder, canvas, file } = tools;
         let index = self.index(position)?;
         let mut clock = Instant::now();
@@ -118,7 +135,7 @@ impl Pipeline {
             clock = now;
         };
         let work = || {
-            let item = self.source.item(index, file)?;
+            let Fetched { item, label } = self.source.fetch(index, ticket, file)?;
             lap(&stats.read);
             if let Item::Encoded(bytes) = item {
                 stats.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -134,7 +151,7 @@ impl Pipeline {
                 lap(&stats.emit);
             }
             stats.images.fetch_add(1, Ordering::Relaxed);
-            Ok(())
+            Ok(label)
         };
         work().map_err(|error: Error| error.named(self.source.name(index)))
     }

@@ -68,6 +68,22 @@ impl EpochKey {
         self.stream(0, RESERVED_VIEW, 0).shuffle(&mut order);
         order
     }
+
+    /// A permutation that leaves samples of one block together: blocks in a uniformly drawn order, and inside each the
+    /// positions of its samples. `blocks` is the block of each position.
+    #[must_use]
+    pub fn permutation_of_blocks(self, blocks: &[u32]) -> Vec<u64> {
+        let mut members = std::collections::BTreeMap::<u32, Vec<u64>>::new();
+        for (position, &block) in (0..).zip(blocks) {
+            members.entry(block).or_default().push(position);
+        }
+        let mut members: Vec<(u32, Vec<u64>)> = members.into_iter().collect();
+        for (block, positions) in &mut members {
+            self.stream(u64::from(*block), RESERVED_VIEW, 3).shuffle(positions);
+        }
+        self.stream(0, RESERVED_VIEW, 2).shuffle(&mut members);
+        members.into_iter().flat_map(|(_, positions)| positions).collect()
+    }
 }
 
 /// A sequence of random numbers.
@@ -187,6 +203,26 @@ mod tests {
         order.sort_unstable();
         assert!(order.iter().copied().eq(0..1000));
         assert!(EpochKey::new(7, 1).permutation(0).is_empty());
+    }
+
+    #[test]
+    fn blocks_stay_together() {
+        let blocks: Vec<u32> = (0..1000).map(|position| position * 7 / 1000).collect();
+        let order = EpochKey::new(7, 1).permutation_of_blocks(&blocks);
+        assert_ne!(order, EpochKey::new(7, 2).permutation_of_blocks(&blocks));
+        let mut runs: Vec<u32> = order.iter().map(|&position| blocks[position as usize]).collect();
+        runs.dedup();
+        assert_ne!(runs, [0, 1, 2, 3, 4, 5, 6]);
+        let mut sorted = runs.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, [0, 1, 2, 3, 4, 5, 6]);
+        let first: Vec<u64> =
+            order.iter().copied().filter(|&at| blocks[at as usize] == runs[0]).collect();
+        assert!(!first.is_sorted());
+        let mut order = order;
+        order.sort_unstable();
+        assert!(order.iter().copied().eq(0..1000));
+        assert!(EpochKey::new(7, 1).permutation_of_blocks(&[]).is_empty());
     }
 
     #[test]

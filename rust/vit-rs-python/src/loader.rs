@@ -66,6 +66,11 @@ impl Loader {
         Ok(Self(make().map_err(to_py)?))
     }
 
+    /// The shuffled order of an epoch: u64, (samples,).
+    fn permutation<'py>(&self, py: Python<'py>, epoch: u64) -> Bound<'py, PyArray1<u64>> {
+        PyArray1::from_vec(py, py.detach(|| self.0.pipeline().permutation(epoch)))
+    }
+
     /// Starts an epoch at a batch; one under way is abandoned.
     #[pyo3(signature = (positions, draws, *, epoch, drop_last, first))]
     fn start(
@@ -83,24 +88,33 @@ impl Loader {
         py.detach(|| self.0.start(order, first)).map_err(to_py)
     }
 
-    /// The next batch as (images of each view, positions); None at the epoch's end. Ctrl-C interrupts the wait.
+    /// The next batch as (images of each view, positions, labels); None at the epoch's end. Labels are None where the
+    /// source does not give them. Ctrl-C interrupts the wait.
     #[allow(clippy::type_complexity)]
     fn next_batch<'py>(
         &self,
         py: Python<'py>,
-    ) -> PyResult<Option<(Vec<Bound<'py, PyAny>>, Bound<'py, PyArray1<u64>>)>> {
+    ) -> PyResult<
+        Option<(
+            Vec<Bound<'py, PyAny>>,
+            Bound<'py, PyArray1<u64>>,
+            Option<Bound<'py, PyArray1<i64>>>,
+        )>,
+    > {
         loop {
             match py.detach(|| self.0.next(PATIENCE)).map_err(to_py)? {
                 Next::Pending => py.check_signals()?,
                 Next::End => return Ok(None),
-                Next::Batch(Batch { slots, positions }) => {
+                Next::Batch(Batch { slots, positions, labels }) => {
                     let views = self.0.pipeline().views.iter().zip(slots);
                     let wrapped = views.map(|(view, slot)| {
                         let shape = [&[positions.len()], &view.emit.shape()[..]].concat();
                         Memory::from(slot).into_values(py, view.emit.dtype(), &shape)
                     });
                     let images = wrapped.collect::<PyResult<_>>()?;
-                    return Ok(Some((images, PyArray1::from_vec(py, positions))));
+                    let labels: Option<Vec<i64>> = labels.into_iter().collect();
+                    let labels = labels.map(|labels| PyArray1::from_vec(py, labels));
+                    return Ok(Some((images, PyArray1::from_vec(py, positions), labels)));
                 }
             }
         }

@@ -1,21 +1,27 @@
-//! Sources of samples, folder listings, and decoding of single images.
+//! Sources of samples, what feeds them, folder listings, and decoding of single images.
 #![allow(unsafe_code)]
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use numpy::{PyArray1, PyArray3, PyArrayMethods, PyReadonlyArray4, PyUntypedArrayMethods};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use vit_rs_core::decode::{Decoder, MAX_PIXELS};
 use vit_rs_core::image::{Rect, Size};
-use vit_rs_core::rng::EpochKey;
+use vit_rs_core::source::feed::{Asked, Feed as CoreFeed, Request};
 use vit_rs_core::source::memory::Array;
-use vit_rs_core::source::{Files, Source as CoreSource, folder};
+use vit_rs_core::source::mixed::{Entry, Mixed};
+use vit_rs_core::source::tar::Shards;
+use vit_rs_core::source::{Files, Item, Source as CoreSource, folder};
 
-use crate::error::to_py;
+use crate::error::{FeedError, to_py};
+
+/// How long a wait lasts before it is looked whether the interpreter wants something.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Samples that loaders read: files or an array in memory.
 #[pyclass(frozen, module = "vit_rs._core", name = "Source")]
@@ -63,8 +69,101 @@ impl Source {
         Ok(Self(Arc::new(array.map_err(to_py)?)))
     }
 
+    /// Image files (paths) and encoded images (bytes, kept without a copy).
+    #[staticmethod]
+    fn mixed(entries: Vec<Bound<'_, PyAny>>) -> PyResult<Self> {
+        let entry = |entry: &Bound<'_, PyAny>| {
+            let Ok(bytes) = entry.cast::<PyBytes>() else {
+                return Ok(Entry::Path(entry.extract()?));
+            };
+            let (start, len) = (bytes.as_bytes().as_ptr(), bytes.as_bytes().len());
+            let owner = bytes.as_any().clone().unbind();
+            Ok(Entry::Bytes(Borrowed { start, len, _owner: owner }))
+        };
+        let entries = entries.iter().map(entry).collect::<PyResult<_>>()?;
+        Ok(Self(Arc::new(Mixed::new(entries))))
+    }
+
+    /// Samples that the owner of this feed pushes into it.
+    #[staticmethod]
+    fn feed(feed: &Bound<'_, Feed>) -> Self {
+        let feed: Arc<CoreFeed> = Arc::clone(&feed.get().0);
+        Self(feed)
+    }
+
+    /// The encoded bytes of one sample.
+    fn encoded<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyBytes>> {
+        if index >= self.0.len() {
+            let text = format!("sample {index} of {}", self.0.len());
+            return Err(PyIndexError::new_err(text));
+        }
+        let mut buffer = Vec::new();
+        let item = py.detach(|| self.0.item(index, &mut buffer));
+        match item.map_err(|error| to_py(error.named(self.0.name(index))))? {
+            Item::Encoded(bytes) => Ok(PyBytes::new(py, bytes)),
+            Item::Pixels(_) => Err(PyValueError::new_err("this source holds pixels")),
+        }
+    }
+
+    /// A name of one sample for messages.
+    fn name(&self, index: usize) -> PyResult<String> {
+        let known = index < self.0.len();
+        known.then(|| self.0.name(index)).ok_or_else(|| PyIndexError::new_err(index))
+    }
+
     fn __len__(&self) -> usize {
         self.0.len()
+    }
+}
+
+/// Indexes tar shards: (source, label of each sample).
+#[pyfunction]
+fn open_shards(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    label_key: Option<&str>,
+    threads: usize,
+) -> PyResult<(Source, Vec<i64>)> {
+    let opened = py.detach(|| Shards::open(paths, label_key, threads));
+    let (shards, labels) = opened.map_err(to_py)?;
+    Ok((Source(Arc::new(shards)), labels))
+}
+
+/// Requests for samples, and the answers to them. One loader's workers and one Python thread stand at its ends.
+#[pyclass(frozen, module = "vit_rs._core", name = "Feed")]
+pub struct Feed(Arc<CoreFeed>);
+
+#[pymethods]
+impl Feed {
+    #[new]
+    fn new(len: usize) -> Self {
+        Self(Arc::new(CoreFeed::new(len)))
+    }
+
+    /// Waits for the next request: (ticket, index); None when the feed is closed.
+    fn next_request(&self, py: Python<'_>) -> Option<(u64, usize)> {
+        loop {
+            match py.detach(|| self.0.next_request(PATIENCE)) {
+                Asked::Request(Request { ticket, index }) => return Some((ticket, index)),
+                Asked::Nothing => {}
+                Asked::Closed => return None,
+            }
+        }
+    }
+
+    /// Answers a request with a file's bytes and a label.
+    fn reply(&self, ticket: u64, data: &[u8], label: i64) {
+        self.0.reply(ticket, data.to_vec(), label);
+    }
+
+    /// Answers a request with the reason why it cannot be fulfilled.
+    fn fail(&self, ticket: u64, reason: String, bad_sample: bool) {
+        self.0.fail(ticket, reason, bad_sample);
+    }
+
+    /// Ends all waiting, for good.
+    fn close(&self) {
+        self.0.close();
     }
 }
 
@@ -75,8 +174,10 @@ fn scan_folder(
     root: PathBuf,
     extensions: Vec<String>,
     allow_empty: bool,
+    threads: usize,
 ) -> PyResult<(Vec<String>, Vec<OsString>, Vec<usize>)> {
-    let listing = py.detach(|| folder::scan(&root, &extensions, allow_empty)).map_err(to_py)?;
+    let listing =
+        py.detach(|| folder::scan(&root, &extensions, allow_empty, threads)).map_err(to_py)?;
     let paths = listing.paths.into_iter().map(PathBuf::into_os_string).collect();
     Ok((listing.classes, paths, listing.labels))
 }
@@ -112,18 +213,14 @@ fn decode_image<'py>(
     PyArray1::from_vec(data.py(), pixels).reshape([size.height, size.width, 3])
 }
 
-/// The order of an epoch of `len` samples: u64 (len,).
-#[pyfunction]
-fn permutation(py: Python<'_>, len: usize, seed: u64, epoch: u64) -> Bound<'_, PyArray1<u64>> {
-    PyArray1::from_vec(py, py.detach(|| EpochKey::new(seed, epoch).permutation(len)))
-}
-
 /// Adds this file's functions and classes to the extension module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("IMAGE_EXTENSIONS", folder::EXTENSIONS.to_vec())?;
     module.add("MAX_PIXELS", MAX_PIXELS)?;
+    module.add("FeedError", module.py().get_type::<FeedError>())?;
+    module.add_class::<Feed>()?;
     module.add_class::<Source>()?;
     module.add_function(wrap_pyfunction!(scan_folder, module)?)?;
     module.add_function(wrap_pyfunction!(decode_image, module)?)?;
-    module.add_function(wrap_pyfunction!(permutation, module)?)
+    module.add_function(wrap_pyfunction!(open_shards, module)?)
 }

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::parallel;
 
 /// File name endings that count as images: torchvision's list. What they hold is told by content.
 pub const EXTENSIONS: [&str; 9] =
@@ -22,12 +23,18 @@ pub struct Listing {
     pub labels: Vec<usize>,
 }
 
-/// Lists the images below `root`: same classes, order and conditions as torchvision's `ImageFolder`.
+/// Lists the images below `root`: same classes, order and conditions as torchvision's `ImageFolder`. Up to `threads`
+/// threads read one class folder each: on a disk far away the time goes by in waiting.
 ///
 /// # Errors
 /// [`Error::Io`] when a folder cannot be read, [`Error::Dataset`] when there is no class folder, or a class has no image
 /// and `allow_empty` is off.
-pub fn scan(root: &Path, extensions: &[String], allow_empty: bool) -> Result<Listing> {
+pub fn scan(
+    root: &Path,
+    extensions: &[String],
+    allow_empty: bool,
+    threads: usize,
+) -> Result<Listing> {
     let mut listing = Listing::default();
     for entry in entries(root)?.into_iter().filter(|entry| entry.is_folder) {
         // Names that are not Unicode cannot be class names in Python without loss.
@@ -43,17 +50,18 @@ pub fn scan(root: &Path, extensions: &[String], allow_empty: bool) -> Result<Lis
             root.display()
         )));
     }
+    let mut found: Vec<Result<Vec<PathBuf>>> = Vec::new();
+    found.resize_with(listing.classes.len(), || Ok(Vec::new()));
+    parallel::for_each(threads, listing.classes.iter().zip(&mut found), |(class, files)| {
+        *files = images(&root.join(class), extensions);
+    });
     let mut empty = Vec::new();
-    for label in 0..listing.classes.len() {
-        let before = listing.paths.len();
-        let mut folders = Vec::new();
-        walk(&root.join(&listing.classes[label]), extensions, &mut Vec::new(), &mut folders)?;
-        // By whole path, as torchvision's sorted(os.walk(...)): "a-b" stands before "a/z".
-        folders.sort_unstable_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
-        listing.paths.extend(folders.into_iter().flat_map(|(_, files)| files));
-        if listing.paths.len() == before {
+    for (label, files) in found.into_iter().enumerate() {
+        let files = files?;
+        if files.is_empty() {
             empty.push(listing.classes[label].clone());
         }
+        listing.paths.extend(files);
         listing.labels.resize(listing.paths.len(), label);
     }
     if !empty.is_empty() && !allow_empty {
@@ -79,23 +87,32 @@ pub fn read(path: &Path, buffer: &mut Vec<u8>) -> Result<()> {
         .map_err(|source| Error::Io { path: path.to_owned(), source })
 }
 
-/// Collects `folder` and all folders below it, each with its images sorted by name; links are followed.
+/// The images of one class, in torchvision's order.
+fn images(class: &Path, extensions: &[String]) -> Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    walk(class, extensions, &mut Vec::new(), &mut folders)?;
+    // By whole path, as torchvision's sorted(os.walk(...)): "a-b" stands before "a/z".
+    folders.sort_unstable_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
+    Ok(folders.into_iter().flat_map(|(_, files)| files).collect())
+}
+
+/// Collects `folder` and all folders below it, each with its images sorted by name; links are followed. `above` are the
+/// folders on the way to it.
 fn walk(
     folder: &Path,
     extensions: &[String],
     above: &mut Vec<PathBuf>,
     found: &mut Vec<(PathBuf, Vec<PathBuf>)>,
 ) -> Result<()> {
-    let failed = |source| Error::Io { path: folder.to_owned(), source };
-    let real = fs::canonicalize(folder).map_err(failed)?;
-    if above.contains(&real) {
-        let text = format!("{}: a link to a folder that contains it", folder.display());
-        return Err(Error::Dataset(text));
-    }
-    above.push(real);
+    above.push(folder.to_owned());
     let mut images = Vec::new();
     for entry in entries(folder)? {
         if entry.is_folder {
+            // Only a link can lead back, and real paths cost as much as the listing itself.
+            if entry.is_link && leads_back(&entry.path, above)? {
+                let text = format!("{}: a link to a folder that contains it", entry.path.display());
+                return Err(Error::Dataset(text));
+            }
             walk(&entry.path, extensions, above, found)?;
         } else {
             let name = entry.name.to_string_lossy().to_lowercase();
@@ -109,10 +126,25 @@ fn walk(
     Ok(())
 }
 
+/// Whether a link leads to one of these folders.
+fn leads_back(link: &Path, above: &[PathBuf]) -> Result<bool> {
+    let real = |path: &Path| {
+        fs::canonicalize(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+    };
+    let target = real(link)?;
+    for folder in above {
+        if real(folder)? == target {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 struct Entry {
     name: OsString,
     path: PathBuf,
     is_folder: bool,
+    is_link: bool,
 }
 
 /// A folder's entries, sorted by name.
@@ -123,8 +155,9 @@ fn entries(folder: &Path) -> Result<Vec<Entry>> {
         let entry = entry.map_err(failed)?;
         let path = entry.path();
         let kind = entry.file_type().map_err(failed)?;
-        let is_folder = if kind.is_symlink() { path.is_dir() } else { kind.is_dir() };
-        found.push(Entry { name: entry.file_name(), path, is_folder });
+        let is_link = kind.is_symlink();
+        let is_folder = if is_link { path.is_dir() } else { kind.is_dir() };
+        found.push(Entry { name: entry.file_name(), path, is_folder, is_link });
     }
     found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
@@ -148,7 +181,12 @@ mod tests {
     }
 
     fn listed(root: &Path, allow_empty: bool) -> Result<Listing> {
-        scan(root, &[".jpg".to_owned(), ".png".to_owned()], allow_empty)
+        let endings = [".jpg".to_owned(), ".png".to_owned()];
+        let one = scan(root, &endings, allow_empty, 1);
+        let many = scan(root, &endings, allow_empty, 5);
+        let text = |result: &Result<Listing>| format!("{result:?}");
+        assert_eq!(text(&one), text(&many));
+        one
     }
 
     #[test]
@@ -187,6 +225,13 @@ mod tests {
         let root = tree("loop", &["a/x.jpg"]);
         std::os::unix::fs::symlink(&root, root.join("a/up")).unwrap();
         assert!(listed(&root, false).is_err_and(|error| error.to_string().contains("contains it")));
+        // A link to elsewhere is followed, also twice.
+        fs::remove_file(root.join("a/up")).unwrap();
+        fs::create_dir_all(root.join("b/c")).unwrap();
+        std::os::unix::fs::symlink(root.join("a"), root.join("b/a")).unwrap();
+        std::os::unix::fs::symlink(root.join("a"), root.join("b/c/a")).unwrap();
+        let paths = listed(&root, false).unwrap().paths;
+        assert_eq!(paths, ["a/x.jpg", "b/a/x.jpg", "b/c/a/x.jpg"].map(|file| root.join(file)));
         fs::remove_dir_all(root).unwrap();
     }
 }

@@ -1,7 +1,11 @@
-//! Where samples come from: index -> encoded bytes or pixels. Labels stay with the caller.
+//! Where samples come from: index -> encoded bytes or pixels. Labels stay with the caller, unless they come with the
+//! sample.
 
+pub mod feed;
 pub mod folder;
 pub mod memory;
+pub mod mixed;
+pub mod tar;
 
 use std::path::PathBuf;
 
@@ -15,6 +19,15 @@ pub enum Item<'a> {
     Encoded(&'a [u8]),
     /// Decoded pixels.
     Pixels(ImageView<'a>),
+}
+
+/// A sample, and the label that came with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Fetched<'a> {
+    /// The sample.
+    pub item: Item<'a>,
+    /// Its label; None where the caller knows the labels.
+    pub label: Option<i64>,
 }
 
 /// A set of samples that many threads read at once.
@@ -32,6 +45,36 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// [`crate::error::Error`] when it cannot be read.
     fn item<'a>(&'a self, index: usize, buffer: &'a mut Vec<u8>) -> Result<Item<'a>>;
+
+    /// Says that sample `index` will be fetched soon; returns the ticket to fetch it with. Called in the order of the
+    /// batches, ahead of them; for a stand-in for a bad sample, at once.
+    fn announce(&self, _index: usize) -> u64 {
+        0
+    }
+
+    /// Sample `index`, which was announced under `ticket`; `buffer` is memory that it may use.
+    ///
+    /// # Errors
+    /// [`crate::error::Error`] when it cannot be had.
+    fn fetch<'a>(
+        &'a self,
+        index: usize,
+        _ticket: u64,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Fetched<'a>> {
+        Ok(Fetched { item: self.item(index, buffer)?, label: None })
+    }
+
+    /// Forgets what was announced; who waits for it gets an error.
+    fn abandon(&self) {}
+
+    /// The same, and for all time.
+    fn close(&self) {}
+
+    /// The block of each sample, where reading is cheap only inside one of them; None = all samples are equally near.
+    fn blocks(&self) -> Option<Vec<u32>> {
+        None
+    }
 
     /// A name of sample `index` for messages.
     fn name(&self, index: usize) -> String;
