@@ -30,7 +30,8 @@ PYTHON_ARROWS = {
     "analysis": BELOW_TRAINING | {"training"},
     "recipes": BELOW_TRAINING | {"training", "analysis"},
     "studies": BELOW_TRAINING | {"training", "analysis", "recipes"},
-    "cli": BELOW_TRAINING | {"training", "analysis", "recipes", "studies"},
+    "doctor": {"data", "transforms"},
+    "cli": BELOW_TRAINING | {"training", "analysis", "recipes", "studies", "doctor"},
     "__main__": {"cli"},
 }
 # Modules of vit-rs-core in the order of their arrows: each row may use the rows above it, and itself.
@@ -47,6 +48,7 @@ RUST_ORDER = (
     {"emit"},
     {"source"},
     {"slot"},
+    {"statistics"},
     {"pipeline"},
     {"loader", "transformer"},
 )

@@ -5,6 +5,7 @@ from vit_rs.data.encoded import EncodedDataset
 from vit_rs.data.folder import ImageFolder
 from vit_rs.data.loader import ImageLoader, Patches
 from vit_rs.data.sample import load_idx, sample_dataset
+from vit_rs.data.statistics import LoaderStats
 from vit_rs.data.tar import TarShards
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "EncodedDataset",
     "ImageFolder",
     "ImageLoader",
+    "LoaderStats",
     "Patches",
     "TarShards",
     "load_idx",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +10,10 @@ import torch
 
 from vit_rs import distributed
 from vit_rs._core import MAX_PIXELS, FeedError, Loader
+from vit_rs.data import explanation
 from vit_rs.data.order import share, share_length
 from vit_rs.data.sources import open_source
+from vit_rs.data.statistics import LoaderStats
 from vit_rs.data.threads import usable_cpus
 from vit_rs.transforms.lowering import lower_views
 
@@ -73,7 +74,7 @@ class ImageLoader:
             torch's DistributedSampler does.
         on_error: what becomes of unreadable samples. "raise" raises at their batch, "skip" leaves them out (the batch
             is shorter), "substitute" draws another one of `source` for their place (and leaves them out
-            after 16 bad draws); `stats()["failures"]` lists these two.
+            after 16 bad draws); `stats().failures` lists these two.
         max_pixels: images with more are errors (decompression bombs).
         return_index: yield each sample's index in `source` too, int64, (B,).
         prefetch: batches made ahead of the consumer.
@@ -114,11 +115,16 @@ class ImageLoader:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be in 0..2**64 - 1, got {seed}")
         self.source = source
+        self.transform = transform
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.num_threads = usable_cpus() if num_threads is None else num_threads
         self.drop_last = drop_last
+        self.layout = layout
+        self.on_error = on_error
+        self.max_pixels = max_pixels
+        self.prefetch = prefetch
         self.device = torch.device(device)
         self.rank = distributed.rank() if rank is None else rank
         self.world_size = distributed.world_size() if world_size is None else world_size
@@ -152,12 +158,16 @@ class ImageLoader:
         self._resuming = False
         self._iteration = 0
         self._closed = False
-        self._clock = _Clock()
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the images; of the first view, where there are several."""
         return self._dtypes[0]
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """Type of the images, view by view."""
+        return list(self._dtypes)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -181,7 +191,6 @@ class ImageLoader:
         self._loader.start(self._order(), None, epoch=self._epoch, drop_last=self.drop_last, first=0)
         if self._feeder is not None:
             self._feeder.start()
-        self._clock = _Clock(self._loader.stats()["images"])
         return self._batches(self._iteration)
 
     def _batches(self, iteration: int) -> Iterator[tuple[Any, ...]]:
@@ -234,9 +243,7 @@ class ImageLoader:
     def _order(self) -> Index:
         shuffled = self.shuffle
         order = self._loader.permutation(self._epoch) if shuffled else np.arange(self._samples, dtype=np.uint64)
-        return share(
-            order, self._consumed, rank=self.rank, world_size=self.world_size, drop_last=self.drop_last
-        )
+        return share(order, self._consumed, rank=self.rank, world_size=self.world_size, drop_last=self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of `epoch`; from its first batch, unless a loaded state stands in that epoch.
@@ -291,26 +298,20 @@ class ImageLoader:
         self._stand(state["epoch"], state["consumed"])
         self._resuming = True
 
-    def stats(self) -> dict[str, Any]:
-        """Return what was done so far.
+    def stats(self) -> LoaderStats:
+        """Return what was done in the current or last epoch, and what held it up.
 
-        Keys: images, bytes_read, wait_seconds (the consumer waited): since the loader was made. read_us, decode_us,
-        augment_us, emit_us: mean thread time for an image, microseconds. ready_batches: those that wait for the
-        consumer now. images_per_second and failures (texts of the samples skipped or substituted, in order): of the
-        current or last epoch.
+        It may be called at any time and from any thread; it costs microseconds.
         """
-        raw = self._loader.stats()
-        images = max(raw["images"], 1)
-        per_image = {f"{stage}_us": raw[stage] / 1e3 / images for stage in ("read", "decode", "augment", "emit")}
-        return {
-            "images": raw["images"],
-            "bytes_read": raw["bytes"],
-            "wait_seconds": raw["wait"] / 1e9,
-            "ready_batches": raw["ready"],
-            "failures": raw["failures"],
-            "images_per_second": self._clock.rate(raw["images"]),
-            **per_image,
-        }
+        return LoaderStats.from_core(self._loader.stats(), threads=self.num_threads, cpus=usable_cpus())
+
+    def explain(self) -> str:
+        """Return in words what this loader does, with the numbers drawn for the current epoch's first sample.
+
+        That sample is read for it, and not decoded; nothing else is done.
+        """
+        order = self._order()
+        return explanation.explain(self, self._loader, epoch=self._epoch, first=int(order[0]) if len(order) else None)
 
     def close(self) -> None:
         """End the threads. The loader cannot be iterated afterwards; batches stay valid."""
@@ -327,12 +328,3 @@ class ImageLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Clock:
-    def __init__(self, images: int = 0) -> None:
-        self.start = time.perf_counter()
-        self.images = images
-
-    def rate(self, images: int) -> float:
-        return (images - self.images) / max(time.perf_counter() - self.start, 1e-9)

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageSource", "Opened", "open_source"]
 
-ImageSource = Union[
-    ImageFolder, ArrayDataset, TarShards, EncodedDataset, "Sequence[tuple[Any, int]]", "Subset[Any]"
-]
+ImageSource = Union[ImageFolder, ArrayDataset, TarShards, EncodedDataset, "Sequence[tuple[Any, int]]", "Subset[Any]"]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ pub mod source;
 
 pub mod order;
 pub mod slot;
+pub mod statistics;
 
 pub mod pipeline;
 

@@ -6,16 +6,17 @@
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 pub use crate::order::Order;
-use crate::pipeline::{Counters, OnError, Pipeline, Tools};
+use crate::pipeline::{OnError, Pipeline, Tools};
 use crate::rng::EpochKey;
 use crate::slot::{Part, Parts, Pool, Slot};
+use crate::statistics::{Record, Stats, Tally, nanoseconds};
 
 /// How many stand-ins are tried before a sample counts as lost.
 const SUBSTITUTES: usize = 16;
@@ -42,29 +43,6 @@ pub enum Next {
     End,
 }
 
-/// What a loader did since it was made. Times are nanoseconds, summed over its threads.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Samples written into batches.
-    pub images: u64,
-    /// Encoded bytes read.
-    pub bytes: u64,
-    /// Time spent reading files.
-    pub read: u64,
-    /// Time spent on headers, plans and decoding.
-    pub decode: u64,
-    /// Time spent on steps on pixels.
-    pub augment: u64,
-    /// Time spent writing into batches.
-    pub emit: u64,
-    /// Time that the consumer waited.
-    pub wait: u64,
-    /// Finished batches that wait for the consumer now.
-    pub ready: usize,
-    /// Skipped or substituted samples of the current or last epoch, in its order: what was wrong with each.
-    pub failures: Vec<String>,
-}
-
 struct Filling {
     /// One for each view.
     parts: Vec<Parts>,
@@ -75,6 +53,13 @@ struct Filling {
     tickets: Vec<u64>,
     labels: Vec<Option<i64>>,
     failures: Vec<Failure>,
+}
+
+impl Filling {
+    /// Number of samples that it hands over.
+    fn kept(&self) -> usize {
+        self.positions.len() - self.failures.iter().filter(|failure| !failure.substituted).count()
+    }
 }
 
 /// What became of a sample that could not be had.
@@ -96,7 +81,7 @@ struct State {
     filling: VecDeque<Filling>,
     /// Tickets of the batches that follow, announced before anyone works on them.
     announced: VecDeque<Vec<u64>>,
-    failures: Vec<String>,
+    record: Record,
     closing: bool,
     /// Why no batch can come any more.
     fatal: Option<String>,
@@ -110,6 +95,12 @@ impl State {
         self.filling.clear();
         self.announced.clear();
         pipeline.source.abandon();
+        self.record.queue(0, Instant::now());
+    }
+
+    /// Number of finished batches that wait for the consumer.
+    fn ready(&self) -> usize {
+        self.filling.iter().take_while(|filling| filling.unfinished == 0).count()
     }
 }
 
@@ -122,7 +113,6 @@ struct Shared {
     state: Mutex<State>,
     work: Condvar,
     done: Condvar,
-    counters: Counters,
 }
 
 /// One sample to do.
@@ -234,14 +224,17 @@ impl Shared {
     fn work_off(&self) -> Result<()> {
         let mut tools = Tools::default();
         while let Some(job) = self.take()? {
+            let start = Instant::now();
+            let mut tally = Tally::default();
             let key = EpochKey::new(self.pipeline.seed, job.epoch);
             let count = job.tasks.len();
             let mut failures = Vec::new();
             let mut done = Vec::with_capacity(count);
             for mut task in job.tasks {
                 let place = task.place;
-                let outcome =
-                    catch_unwind(AssertUnwindSafe(|| self.perform(&mut tools, key, &mut task)));
+                let outcome = catch_unwind(AssertUnwindSafe(|| {
+                    self.perform(&mut tools, key, &mut task, &mut tally)
+                }));
                 match outcome {
                     Ok(Ok((sample, error))) => {
                         done.push(sample);
@@ -260,6 +253,9 @@ impl Shared {
             if state.generation != job.generation {
                 continue;
             }
+            let now = Instant::now();
+            tally.busy = nanoseconds(start, now);
+            state.record.add(&tally);
             let ahead = job.batch - state.first;
             let filling = &mut state.filling[ahead];
             for Done { place, label, substitute } in done {
@@ -268,8 +264,12 @@ impl Shared {
             }
             filling.failures.extend(failures);
             filling.unfinished -= count;
-            if ahead == 0 && filling.unfinished == 0 {
-                self.done.notify_all();
+            if filling.unfinished == 0 {
+                let ready = state.ready();
+                state.record.queue(ready, now);
+                if ahead == 0 {
+                    self.done.notify_all();
+                }
             }
         }
         Ok(())
@@ -281,11 +281,11 @@ impl Shared {
         tools: &mut Tools,
         key: EpochKey,
         task: &mut Task,
+        tally: &mut Tally,
     ) -> Result<(Done, Option<Error>)> {
         let Task { place, position, ticket, draw, parts } = task;
         let place = *place;
-        let mut sample =
-            |asked| self.pipeline.sample(tools, key, asked, *draw, parts, &self.counters);
+        let mut sample = |asked| self.pipeline.sample(tools, key, asked, *draw, parts, tally);
         let error = match sample((*position, *ticket)) {
             Ok(label) => return Ok((Done { place, label, substitute: None }, None)),
             Err(error) => error,
@@ -362,7 +362,6 @@ impl Loader {
             state: Mutex::default(),
             work: Condvar::new(),
             done: Condvar::new(),
-            counters: Counters::default(),
         });
         Ok(Self { shared, threads, process: AtomicU32::new(0), workers: Mutex::default() })
     }
@@ -389,7 +388,7 @@ impl Loader {
         self.spawn()?;
         let mut state = self.shared.lock();
         state.abandon(&self.shared.pipeline);
-        state.failures.clear();
+        state.record = Record::new(order.epoch, Instant::now());
         state.fatal = None;
         state.first = first.min(order.batches(self.shared.batch_size));
         state.order = Some(Arc::new(order));
@@ -439,11 +438,12 @@ impl Loader {
     /// The first error in the batch, by position; [`Error::Argument`] in a forked child.
     pub fn next(&self, patience: Duration) -> Result<Next> {
         self.check_process()?;
-        let start = Instant::now();
+        let asked = Instant::now();
         let filling = {
             let mut state = self.shared.lock();
             let Some(order) = state.order.clone() else { return Ok(Next::End) };
             if state.first >= order.batches(self.shared.batch_size) || state.closing {
+                state.record.end(Instant::now());
                 return Ok(Next::End);
             }
             if state.filling.front().is_none_or(|filling| filling.unfinished > 0) {
@@ -454,22 +454,25 @@ impl Loader {
                 };
                 let wait = self.shared.done.wait_timeout_while(state, patience, unready);
                 state = wait.unwrap_or_else(PoisonError::into_inner).0;
-                let waited = start.elapsed().as_nanos() as u64;
-                self.shared.counters.wait.fetch_add(waited, Ordering::Relaxed);
             }
+            let now = Instant::now();
             if let Some(fatal) = &state.fatal {
                 return Err(Error::argument(fatal.clone()));
             }
             match state.filling.pop_front() {
                 Some(filling) if filling.unfinished == 0 => {
                     state.first += 1;
+                    let ready = state.ready();
+                    state.record.hand_over(filling.kept(), ready, asked, now);
                     filling
                 }
-                Some(filling) => {
-                    state.filling.push_front(filling);
+                unfinished => {
+                    if let Some(filling) = unfinished {
+                        state.filling.push_front(filling);
+                    }
+                    state.record.wait(asked, now);
                     return Ok(Next::Pending);
                 }
-                None => return Ok(Next::Pending),
             }
         };
         self.shared.work.notify_all();
@@ -506,31 +509,24 @@ impl Loader {
             positions.truncate(kept);
             labels.truncate(kept);
             let texts = failures.iter().map(|failure| failure.error.to_string());
-            self.shared.lock().failures.extend(texts);
+            self.shared.lock().record.fail(texts);
         }
         Ok(Batch { slots, positions, labels })
     }
 
-    /// Counts and times since the loader was made, and the failures of the current or last epoch.
+    /// What was done in the current or last epoch.
     ///
     /// # Errors
     /// [`Error::Argument`] in a forked child.
     pub fn stats(&self) -> Result<Stats> {
         self.check_process()?;
-        let counters = &self.shared.counters;
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let state = self.shared.lock();
-        Ok(Stats {
-            images: read(&counters.images),
-            bytes: read(&counters.bytes),
-            read: read(&counters.read),
-            decode: read(&counters.decode),
-            augment: read(&counters.augment),
-            emit: read(&counters.emit),
-            wait: read(&counters.wait),
-            ready: state.filling.iter().take_while(|filling| filling.unfinished == 0).count(),
-            failures: state.failures.clone(),
-        })
+        Ok(self.shared.lock().record.stats())
+    }
+
+    /// Memory of the batches, view by view: bytes of one, and how many are kept for reuse.
+    #[must_use]
+    pub fn memory(&self) -> Vec<(usize, usize)> {
+        self.shared.pools.iter().map(|pool| pool.memory()).collect()
     }
 
     /// Tells the threads to end, and waits for the samples in their hands, at most for `patience`. Returns whether all

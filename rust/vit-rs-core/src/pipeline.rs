@@ -1,7 +1,6 @@
 //! From a sample's index to its pixels in the batch: read, plan, decode, augment, write.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::augment::canvas::Canvas;
@@ -10,10 +9,11 @@ use crate::augment::spec::Spec;
 use crate::decode::{Decoder, Header};
 use crate::emit::Emit;
 use crate::error::{Error, Result};
-use crate::image::{ImageView, Rect};
+use crate::image::{ImageView, Rect, Size};
 use crate::rng::EpochKey;
 use crate::slot::Part;
 use crate::source::{Fetched, Item, Source};
+use crate::statistics::{Tally, nanoseconds};
 
 /// What happens to a sample that cannot be read or decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +115,29 @@ impl Pipeline {
         self.index(position).map_or(0, |index| self.source.announce(index))
     }
 
+    /// A sample's name and size, and the plan of each view; it is read, and not decoded.
+    ///
+    /// # Errors
+    /// [`Error`] when it cannot be read, or when no plan can be drawn for its size.
+    pub fn plans(&self, epoch: u64, position: u64, draw: u64) -> Result<(String, Size, Vec<Plan>)> {
+        let index = self.index(position)?;
+        let name = self.source.name(index);
+        let plans = || {
+            let mut file = Vec::new();
+            let size = match self.source.item(index, &mut file)? {
+                Item::Encoded(bytes) => {
+                    Decoder::default().header(bytes, self.decoding.max_pixels)?.size
+                }
+                Item::Pixels(pixels) => pixels.size(),
+            };
+            let key = EpochKey::new(self.seed, epoch);
+            let plan = |(number, view): (u16, &View)| view.spec.plan(size, key, draw, number);
+            Ok((size, (0..).zip(&self.views).map(plan).collect::<Result<Vec<_>>>()?))
+        };
+        let (size, plans) = plans().map_err(|error: Error| error.named(&name))?;
+        Ok((name, size, plans))
+    }
+
     /// Reads, decodes, augments and writes the views of one sample, each into its place. Returns the label, where the
     /// source gives it.
     pub(crate) fn sample(
@@ -124,33 +147,33 @@ impl Pipeline {
         (position, ticket): (u64, u64),
         draw: u64,
         places: &mut [Part],
-        stats: &Counters,
+        tally: &mut Tally,
     ) -> Result<Option<i64>> {
         let Tools { decoder, canvas, file } = tools;
         let index = self.index(position)?;
         let mut clock = Instant::now();
-        let mut lap = |counter: &AtomicU64| {
+        let mut lap = |stage: &mut u64| {
             let now = Instant::now();
-            counter.fetch_add((now - clock).as_nanos() as u64, Ordering::Relaxed);
+            *stage += nanoseconds(clock, now);
             clock = now;
         };
         let work = || {
             let Fetched { item, label } = self.source.fetch(index, ticket, file)?;
-            lap(&stats.read);
+            lap(&mut tally.read);
             if let Item::Encoded(bytes) = item {
-                stats.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                tally.bytes += bytes.len() as u64;
             }
             let specs = self.views.iter().map(|view| &view.spec);
             let prepared = prepare(decoder, item, self.decoding, specs, key, draw)?;
-            lap(&stats.decode);
+            lap(&mut tally.decode);
             for ((view, plan), place) in self.views.iter().zip(&prepared.plans).zip(places) {
                 let (region, steps, mirrored) = plan.split();
                 let finished = canvas.apply(prepared.part(region)?, plan.kernels, steps)?;
-                lap(&stats.augment);
+                lap(&mut tally.augment);
                 view.emit.write(finished, mirrored, place.bytes_mut())?;
-                lap(&stats.emit);
+                lap(&mut tally.emit);
             }
-            stats.images.fetch_add(1, Ordering::Relaxed);
+            tally.images += 1;
             Ok(label)
         };
         work().map_err(|error: Error| error.named(self.source.name(index)))
@@ -219,16 +242,4 @@ pub(crate) fn prepare<'a, 's>(
         Opened::Pixels(pixels) => pixels.crop(decoded)?,
     };
     Ok(Prepared { plans, pixels, decoded })
-}
-
-/// What was done so far: samples, bytes, and nanoseconds a stage.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) images: AtomicU64,
-    pub(crate) bytes: AtomicU64,
-    pub(crate) read: AtomicU64,
-    pub(crate) decode: AtomicU64,
-    pub(crate) augment: AtomicU64,
-    pub(crate) emit: AtomicU64,
-    pub(crate) wait: AtomicU64,
 }

@@ -21,6 +21,12 @@ impl Pool {
         Arc::new(Self { free: Mutex::default(), bytes, keep })
     }
 
+    /// Bytes of one buffer, and how many are kept.
+    #[must_use]
+    pub fn memory(&self) -> (usize, usize) {
+        (self.bytes, self.keep)
+    }
+
     /// A free buffer, or a new one when all are in use: nothing ever waits for a user to let go of a batch. Its content
     /// is unspecified.
     ///

@@ -101,10 +101,16 @@ fn batches_come_in_order() {
             seen.extend(values(batch));
         }
         assert!(seen.iter().copied().eq(0..100));
-        assert_eq!(loader.stats().unwrap().images, 100);
+        let stats = loader.stats().unwrap();
+        assert_eq!((stats.tally.images, stats.delivered, stats.batches), (100, 100, 13));
+        assert_eq!(stats.ready, 0);
+        assert!(stats.wait <= stats.wall && stats.ready_time <= 3 * stats.wall);
+        assert!(stats.tally.read <= stats.busy && stats.busy <= threads as u64 * stats.wall);
+        assert_eq!(stats, loader.stats().unwrap(), "an ended epoch's figures stand still");
         loader.start(order(0..100), 12).unwrap();
         assert_eq!(values(wait(&loader).unwrap().unwrap()), [96, 97, 98, 99]);
         assert!(wait(&loader).unwrap().is_none());
+        assert_eq!(loader.stats().unwrap().delivered, 4, "each epoch counts anew");
     }
 }
 
@@ -137,7 +143,8 @@ fn skipped_samples_close_up_and_are_listed() {
     loader.start(order(0..16), 0).unwrap();
     assert_eq!(values(wait(&loader).unwrap().unwrap()), [1, 2, 4, 5, 7]);
     assert_eq!(values(wait(&loader).unwrap().unwrap()), [8, 10, 11, 13, 14]);
-    assert_eq!(loader.stats().unwrap().failures.len(), 6);
+    let stats = loader.stats().unwrap();
+    assert_eq!((stats.failures.len(), stats.delivered, stats.tally.images), (6, 10, 10));
 }
 
 #[test]

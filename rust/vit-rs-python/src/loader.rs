@@ -7,6 +7,7 @@ use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use vit_rs_core::augment::plan::Plan;
 use vit_rs_core::loader::{Batch, Loader as CoreLoader, Next, Order};
 use vit_rs_core::pipeline::{Decoding, OnError, Pipeline, View as CoreView};
 
@@ -120,18 +121,24 @@ impl Loader {
         }
     }
 
-    /// Counts and times (nanoseconds) since the loader was made.
+    /// Counts and times (nanoseconds) of the current or last epoch, as `vit_rs_core::statistics::Stats` has them.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.0.stats().map_err(to_py)?;
         let dict = PyDict::new(py);
         let counts = [
-            ("images", stats.images),
-            ("bytes", stats.bytes),
-            ("read", stats.read),
-            ("decode", stats.decode),
-            ("augment", stats.augment),
-            ("emit", stats.emit),
+            ("epoch", stats.epoch),
+            ("images", stats.tally.images),
+            ("bytes", stats.tally.bytes),
+            ("read", stats.tally.read),
+            ("decode", stats.tally.decode),
+            ("augment", stats.tally.augment),
+            ("emit", stats.tally.emit),
+            ("batches", stats.batches),
+            ("delivered", stats.delivered),
+            ("wall", stats.wall),
             ("wait", stats.wait),
+            ("busy", stats.busy),
+            ("ready_time", stats.ready_time),
             ("ready", stats.ready as u64),
         ];
         for (name, value) in counts {
@@ -139,6 +146,29 @@ impl Loader {
         }
         dict.set_item("failures", stats.failures)?;
         Ok(dict)
+    }
+
+    /// A sample's name and size, and the plan of each view, a line for each step; it is read, and not decoded.
+    fn describe(
+        &self,
+        py: Python<'_>,
+        epoch: u64,
+        position: u64,
+        draw: u64,
+    ) -> PyResult<(String, (usize, usize), Vec<Vec<String>>)> {
+        let plans = py.detach(|| self.0.pipeline().plans(epoch, position, draw));
+        let (name, size, plans) = plans.map_err(to_py)?;
+        let lines = |plan: &Plan| {
+            let steps = plan.steps.iter().chain(&plan.float_steps);
+            steps.map(|step| format!("{step:?}")).collect()
+        };
+        Ok((name, (size.height, size.width), plans.iter().map(lines).collect()))
+    }
+
+    /// Bytes of a batch and number of batches kept for reuse, view by view.
+    #[getter]
+    fn memory(&self) -> Vec<(usize, usize)> {
+        self.0.memory()
     }
 
     /// Dimensions of one sample in a batch, view by view.
