@@ -104,7 +104,8 @@ class Feeder:
 
     def close(self) -> None:
         """End the thread; one inside the data set ends after this sample."""
-        self.feed.close()
+        if self._thread is not None:
+            self._thread.end()
 
 
 class _Thread(threading.Thread):
@@ -148,10 +149,14 @@ class _Thread(threading.Thread):
             return
         self._feed.reply(ticket, data, label)
 
-    def _leave(self) -> None:
+    def end(self) -> None:
         # In a forked child there is no such thread, and another one may have held the feed's lock.
         if os.getpid() == self._process:
             self._feed.close()
+
+    def _leave(self) -> None:
+        self.end()
+        if os.getpid() == self._process:
             self.join(_EXIT_SECONDS)
 
 

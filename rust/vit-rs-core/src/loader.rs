@@ -548,6 +548,8 @@ impl Loader {
             // A worker tells its panics to the consumer; there is nothing else to learn from it.
             drop(worker.join());
         }
+        // Once more: a last sample may have opened what the signal closed.
+        self.shared.pipeline.source.close();
         true
     }
 

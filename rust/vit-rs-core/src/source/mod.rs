@@ -68,7 +68,7 @@ pub trait Source: Send + Sync {
     /// Forgets what was announced; who waits for it gets an error.
     fn abandon(&self) {}
 
-    /// The same, and for all time.
+    /// The same when the loader ends; what is kept for speed may be let go.
     fn close(&self) {}
 
     /// The block of each sample, where reading is cheap only inside one of them; None = all samples are equally near.

@@ -1,5 +1,5 @@
-//! The samples of a shard, in WebDataset's convention: members next to each other whose paths agree up to the first dot of
-//! the file name. Labels are read here, images are not.
+//! The samples of a shard, in `WebDataset`'s convention: members next to each other whose paths agree up to the first dot
+//! of the file name. Labels are read here, images are not.
 //!
 //! Source: webdataset 1.0, `tariterators.group_by_keys` and `base_plus_ext`.
 

@@ -35,7 +35,7 @@ const CHUNK: usize = 1 << 17;
 /// Tar shards that are read by many threads.
 #[derive(Debug)]
 pub struct Shards {
-    shards: Vec<Shard>,
+    tars: Vec<Shard>,
     samples: Vec<Place>,
     files: Recent<File>,
     inflated: Recent<Mutex<Option<Arc<Vec<u8>>>>>,
@@ -68,38 +68,38 @@ impl Shards {
         label_key: Option<&str>,
         threads: usize,
     ) -> Result<(Self, Vec<i64>)> {
-        let mut indexed: Vec<Option<Result<(bool, Vec<Sample>)>>> = Vec::new();
+        let mut indexed: Vec<Option<Result<Indexed>>> = Vec::new();
         indexed.resize_with(paths.len(), || None);
         parallel::for_each(threads, paths.iter().zip(&mut indexed), |(path, place)| {
             *place = Some(index_file(path, label_key));
         });
-        let (mut shards, mut samples, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut tars, mut samples, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         for (path, indexed) in paths.into_iter().zip(indexed.into_iter().flatten()) {
             let (gzip, found) = indexed?;
-            let shard = u32::try_from(shards.len())
-                .map_err(|_| Error::argument("more than 2^32 shards"))?;
+            let shard =
+                u32::try_from(tars.len()).map_err(|_| Error::argument("more than 2^32 shards"))?;
             let mut end = 0;
             for Sample { name, offset, size, label } in found {
                 end = end.max(offset + size);
                 samples.push(Place { shard, offset, size, name: name.into() });
                 labels.push(label);
             }
-            shards.push(Shard { path, gzip, end });
+            tars.push(Shard { path, gzip, end });
         }
         if samples.is_empty() {
             return Err(Error::Dataset(format!(
                 "{} shards without a sample; images are members that end with .{}",
-                shards.len(),
+                tars.len(),
                 index::IMAGES.join(", .")
             )));
         }
         let (files, inflated) = (Recent::new(OPEN_FILES), Recent::new(INFLATED));
-        Ok((Self { shards, samples, files, inflated }, labels))
+        Ok((Self { tars, samples, files, inflated }, labels))
     }
 
     /// Sample `place` of a plain shard.
     fn read(&self, place: &Place, buffer: &mut Vec<u8>) -> Result<()> {
-        let shard = &self.shards[place.shard as usize];
+        let shard = &self.tars[place.shard as usize];
         let failed = |source| Error::Io { path: shard.path.clone(), source };
         let file = self.files.get(place.shard, || File::open(&shard.path)).map_err(failed)?;
         let size = length(place.size)?;
@@ -117,7 +117,7 @@ impl Shards {
 
     /// A gzipped shard up to its last image; inflated once for all threads that want it.
     fn inflate(&self, number: u32) -> Result<Arc<Vec<u8>>> {
-        let shard = &self.shards[number as usize];
+        let shard = &self.tars[number as usize];
         let failed = |source| Error::Io { path: shard.path.clone(), source };
         let cell = self.inflated.get(number, || Ok(Mutex::default())).map_err(failed)?;
         let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,7 +147,7 @@ impl Source for Shards {
 
     fn item<'a>(&'a self, index: usize, buffer: &'a mut Vec<u8>) -> Result<Item<'a>> {
         let place = &self.samples[index];
-        if self.shards[place.shard as usize].gzip {
+        if self.tars[place.shard as usize].gzip {
             let shard = self.inflate(place.shard)?;
             let start = length(place.offset)?;
             let bytes = shard.get(start..).and_then(|rest| rest.get(..length(place.size).ok()?));
@@ -163,7 +163,7 @@ impl Source for Shards {
     }
 
     fn blocks(&self) -> Option<Vec<u32>> {
-        let any = self.shards.iter().any(|shard| shard.gzip);
+        let any = self.tars.iter().any(|shard| shard.gzip);
         any.then(|| self.samples.iter().map(|place| place.shard).collect())
     }
 
@@ -174,7 +174,7 @@ impl Source for Shards {
 
     fn name(&self, index: usize) -> String {
         let Place { shard, name, .. } = &self.samples[index];
-        format!("{}: {name}", self.shards[*shard as usize].path.display())
+        format!("{}: {name}", self.tars[*shard as usize].path.display())
     }
 
     fn channels(&self) -> usize {
@@ -194,8 +194,11 @@ fn gunzip(file: File) -> MultiGzDecoder<BufReader<File>> {
     MultiGzDecoder::new(BufReader::with_capacity(CHUNK, file))
 }
 
-/// The samples of a shard, and whether it is gzipped, which its content tells.
-fn index_file(path: &Path, label_key: Option<&str>) -> Result<(bool, Vec<Sample>)> {
+/// Whether a shard is gzipped, and its samples.
+type Indexed = (bool, Vec<Sample>);
+
+/// Indexes a shard; its content tells whether it is gzipped.
+fn index_file(path: &Path, label_key: Option<&str>) -> Result<Indexed> {
     let failed = |source| Error::Io { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(failed)?;
     let mut magic = Vec::new();
