@@ -5,8 +5,8 @@
 
 The crates are those that vit-rs-python links on the platforms that wheels are built for, without build
 scripts and macros and what only they depend on: those run at compile time and leave nothing of theirs in a
-wheel. Where a crate offers a choice, MIT is taken. libjpeg-turbo's notices are read from the copy that the
-crate turbojpeg-sys vendors.
+wheel. Where a crate offers a choice, MIT is taken. The notices of libjpeg-turbo and libwebp are read from the
+copies that the crates turbojpeg-sys and libwebp-sys vendor.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PLATFORMS = (
 )
 BINDING = "vit-rs-python"
 JPEG = "turbojpeg-sys"
+WEBP = "libwebp-sys"
 # Folders of libjpeg-turbo's SIMD code that those platforms compile.
 JPEG_SIMD = ("nasm", "x86_64", "arm")
 PERMISSION = re.compile(r"Permission is hereby granted.*", re.DOTALL)
@@ -106,7 +107,8 @@ def linked_crates() -> list[Crate]:
 def notices(crates: list[Crate]) -> str:
     """Return the whole file's text."""
     [jpeg] = [crate.folder / "libjpeg-turbo" for crate in crates if crate.name == JPEG]
-    parts = [HEAD, jpeg_notices(jpeg), "## Rust crates\n"]
+    [webp] = [crate.folder / "vendor" for crate in crates if crate.name == WEBP]
+    parts = [HEAD, jpeg_notices(jpeg), webp_notices(webp), "## Rust crates\n"]
     holders = ["Rust standard library:\n    Copyright (c) The Rust Project Contributors"]
     texts = []
     for crate in crates:
@@ -148,8 +150,8 @@ def licence_file(crate: Crate, kind: str) -> Path:
 
 def mit_notice(crate: Crate) -> tuple[list[str], str]:
     """Return a crate's copyright lines and, white space folded, the permission text that follows them."""
-    if crate.name == JPEG:
-        # The crate ships no licence file; its manifest names its author and the choice of MIT.
+    if crate.name in {JPEG, WEBP}:
+        # These crates ship no licence file; their manifests name the authors and MIT.
         return [f"Copyright (c) {', '.join(author.split(' <')[0] for author in crate.authors)}"], mit_body()
     path = licence_file(crate, "MIT")
     permission = mit_permission(path)
@@ -201,6 +203,22 @@ source that the crate turbojpeg-sys vendors. Three licences apply.
 {indented(chr(10).join(simd_holders(jpeg / "simd")))}
 
 {indented(terms[0])}
+"""
+
+
+def webp_notices(webp: Path) -> str:
+    """Return libwebp's section: the Modified BSD licence and the grant of patents, in full."""
+    return f"""\
+## libwebp
+
+The WebP decoder is libwebp (https://chromium.googlesource.com/webm/libwebp), linked statically and unmodified
+from the source that the crate libwebp-sys vendors, under the Modified (3-clause) BSD licence:
+
+{indented((webp / "COPYING").read_text("utf-8"))}
+
+Its authors add:
+
+{indented((webp / "PATENTS").read_text("utf-8"))}
 """
 
 

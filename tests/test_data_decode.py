@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -77,34 +78,7 @@ def test_gray_and_inks():
     np.testing.assert_array_equal(decode_image(raw, region=(3, 17, 20, 9)), pillow(raw)[3:23, 17:26])
 
 
-def png_images() -> dict[str, Image.Image]:
-    rgb = Image.fromarray(picture(23, 31))
-    transparent = rgb.quantize(16)
-    return {
-        "rgb": rgb,
-        "rgba": Image.fromarray(picture(23, 31, 4)),
-        "gray": rgb.convert("L"),
-        "gray and alpha": rgb.convert("LA"),
-        "palette": transparent,
-        "bilevel": rgb.convert("1"),
-    }
-
-
-@pytest.mark.parametrize("kind", list(png_images()))
-def test_png_equals_pillow(kind):
-    image = png_images()[kind]
-    data = encoded(image, "PNG")
-    np.testing.assert_array_equal(decode_image(data), np.asarray(image.convert("RGB")))
-    np.testing.assert_array_equal(decode_image(data, region=(5, 6, 7, 8)), np.asarray(image.convert("RGB"))[5:12, 6:14])
-
-
-def test_png_palette_with_transparency():
-    image = Image.fromarray(picture(9, 9)).quantize(8)
-    data = encoded(image, "PNG", transparency=3)
-    np.testing.assert_array_equal(decode_image(data), np.asarray(image.convert("RGB")))
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_truncated_anywhere_is_an_error(kind):
     data = encoded(Image.fromarray(picture(60, 60)), kind)
     for keep in (0, 1, 2, 3, 8, 20, len(data) // 3, len(data) // 2, len(data) - 100, len(data) - 5, len(data) - 1):
@@ -125,11 +99,71 @@ def test_damaged_scan_is_an_error():
         decode_image(bytes(data))
 
 
+def segments(data: bytes) -> dict[int, bytes]:
+    """Return a JPEG's segments up to its first scan by marker, length included, and the scan's data as 0."""
+    found, at = {}, 2
+    while data[at + 1] != 0xDA:
+        length = struct.unpack_from(">H", data, at + 2)[0]
+        found[data[at + 1]] = found.get(data[at + 1], b"") + data[at : at + 2 + length]
+        at += 2 + length
+    found[0] = data[at + 2 + struct.unpack_from(">H", data, at + 2)[0] : -2]
+    return found
+
+
+@pytest.mark.parametrize("chroma", [(1, 1), (2, 1), (2, 2)])
+def test_one_scan_a_component(chroma):
+    # Three gray files become the scans of one: their coefficients are all read before the first row is written.
+    height, width = 61, 83
+    sizes = [(height, width)] + [(-(-height // chroma[1]), -(-width // chroma[0]))] * 2
+    grays = [segments(encoded(Image.fromarray(picture(*size, 1, seed)[..., 0]))) for seed, size in enumerate(sizes)]
+    frame = struct.pack(">BBHBHHB", 0xFF, 0xC0, 17, 8, height, width, 3)
+    frame += bytes([1, chroma[0] << 4 | chroma[1], 0, 2, 0x11, 0, 3, 0x11, 0])
+    scans = [b"\xff\xda" + bytes([0, 8, 1, i + 1, 0, 0, 63, 0]) + gray[0] for i, gray in enumerate(grays)]
+    data = b"\xff\xd8" + grays[0][0xDB] + frame + grays[0][0xC4] + b"".join(scans) + b"\xff\xd9"
+    full = decode_image(data)
+    np.testing.assert_array_equal(full, pillow(data))
+    for top, left, rows, columns in [(0, 0, 1, 1), (60, 82, 1, 1), (15, 31, 17, 9), (33, 33, 28, 50), (0, 63, 61, 2)]:
+        part = decode_image(data, region=(top, left, rows, columns))
+        np.testing.assert_array_equal(part, full[top : top + rows, left : left + columns])
+
+
+def test_the_end_marker_that_counts():
+    data = encoded(Image.fromarray(picture(40, 40)))
+    thumbnail = encoded(Image.fromarray(picture(8, 8)))
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    # One inside a segment before the scan is not the file's.
+    with pytest.raises(DecodeError, match="truncated JPEG: no end-of-image marker"):
+        decode_image(data[:2] + segment + data[2:-2])
+    # Behind the image another one may follow, whole or not.
+    for rest in (thumbnail, thumbnail[:-20]):
+        np.testing.assert_array_equal(decode_image(data + rest), decode_image(data))
+
+
+def test_more_scans_than_any_encoder_writes():
+    data = encoded(Image.fromarray(picture(16, 16)), progressive=True)
+    scan = data.index(b"\xff\xda")
+    bomb = data[:-2] + data[scan:-2] * 60 + b"\xff\xd9"
+    with pytest.raises(DecodeError, match="more than 500 scans"):
+        decode_image(bomb)
+
+
+def test_corruption_anywhere_is_found_by_a_whole_decode():
+    data = encoded(Image.fromarray(picture(96, 96)), quality=95, restart_marker_rows=1)
+    start, found = data.index(b"\xff\xda") + 14, 0
+    for at in range(start, len(data) - 4, 97):
+        broken = data[:at] + b"\xff\xd5" + data[at + 2 :]
+        with contextlib.suppress(DecodeError):
+            decode_image(broken)
+            continue
+        found += 1
+    assert found == len(range(start, len(data) - 4, 97))
+
+
 def test_random_bytes_never_crash():
     rng = np.random.default_rng(3)
     images = [
         encoded(Image.fromarray(picture(33, 47)), kind, **options)
-        for kind, options in (("JPEG", {"progressive": True}), ("JPEG", {}), ("PNG", {}))
+        for kind, options in (("JPEG", {"progressive": True}), ("JPEG", {}), ("PNG", {}), ("WEBP", {}))
     ]
     for data in images:
         for _ in range(150):

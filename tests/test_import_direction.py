@@ -55,6 +55,7 @@ RUST_ORDER = (
 # The only files of the workspace that may allow unsafe code, beside the kernels in simd/.
 UNSAFE_FILES = {
     "rust/vit-rs-core/src/decode/jpeg.rs",
+    "rust/vit-rs-core/src/decode/webp.rs",
     "rust/vit-rs-core/src/memory.rs",
     "rust/vit-rs-core/src/slot.rs",
     "rust/vit-rs-python/src/memory.rs",

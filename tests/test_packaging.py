@@ -67,6 +67,8 @@ def test_notices_say_what_the_licences_ask_for():
         "This software is copyright (C) 1991-2020, Thomas G. Lane, Guido Vollbeding.",
         "Neither the name of the libjpeg-turbo Project nor the names of its contributors may be used",
         "This software is provided 'as-is', without any express or implied warranty.",
+        "Copyright (c) 2010, Google Inc. All rights reserved.",
+        "Additional IP Rights Grant (Patents)",
         "Copyright (c) 2017, Toshiki Teramura All rights reserved.",
         "Copyright (c) 2017 Zalando SE",
         "Copyright (c) 2023-present PyO3 Project and Contributors",

@@ -50,6 +50,8 @@ def decode_image(
     region: tuple[int, int, int, int] | None = None,
     name: str | None = None,
     max_pixels: int = ...,
+    exif: bool = False,
+    scale: int = 1,
 ) -> NDArray[np.uint8]: ...
 def interpolation_matrix(
     input: int,  # noqa: A002

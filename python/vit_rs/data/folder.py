@@ -22,7 +22,7 @@ _SCANNING_THREADS = 16
 class ImageFolder:
     """List the images below `root`, in the classes and order of torchvision's ImageFolder.
 
-    Files are chosen by their names' endings and decoded by their content (JPEG, PNG).
+    Files are chosen by their names' endings and decoded by their content (JPEG, PNG, WebP).
 
     Args:
         root: folder with one sub-folder a class; images may lie at any depth below it.

@@ -10,8 +10,9 @@ use numpy::{PyArray1, PyArray3, PyArrayMethods, PyReadonlyArray4, PyUntypedArray
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use vit_rs_core::decode::{Decoder, MAX_PIXELS};
-use vit_rs_core::image::{Rect, Size};
+use vit_rs_core::decode::{Decoder, MAX_PIXELS, Orientation, Scale};
+use vit_rs_core::error::Result;
+use vit_rs_core::image::{ImageBuf, Rect, Size};
 use vit_rs_core::source::feed::{Asked, Feed as CoreFeed, Request};
 use vit_rs_core::source::memory::Array;
 use vit_rs_core::source::mixed::{Entry, Mixed};
@@ -182,35 +183,56 @@ fn scan_folder(
     Ok((listing.classes, paths, listing.labels))
 }
 
-/// Decodes a JPEG or PNG, or the region (top, left, height, width) of one, to u8 RGB (H, W, 3).
+/// Decodes an image, or the region (top, left, height, width) of one, to u8 RGB (H, W, 3). With `exif` it is turned
+/// upright and the region is one of the upright image; `scale` 2, 4 or 8 decodes a JPEG that much smaller.
 #[pyfunction]
-#[pyo3(signature = (data, *, region=None, name=None, max_pixels=MAX_PIXELS))]
+#[pyo3(signature = (data, *, region=None, name=None, max_pixels=MAX_PIXELS, exif=false, scale=1))]
 fn decode_image<'py>(
     data: &Bound<'py, PyBytes>,
     region: Option<(usize, usize, usize, usize)>,
     name: Option<PathBuf>,
     max_pixels: usize,
+    exif: bool,
+    scale: usize,
 ) -> PyResult<Bound<'py, PyArray3<u8>>> {
+    let known = Scale::ALL.into_iter().find(|known| known.denominator() == scale);
+    let scale = known.ok_or_else(|| {
+        PyValueError::new_err(format!("scale is {scale}; 1, 2, 4 and 8 are known"))
+    })?;
+    let region = region.map(|(top, left, height, width)| Rect { top, left, height, width });
     let bytes = data.as_bytes();
-    let decoded = data.py().detach(|| {
-        let mut decoder = Decoder::default();
-        let header = decoder.header(bytes, max_pixels)?;
-        let region = region.map_or(header.size.rect(), |(top, left, height, width)| Rect {
-            top,
-            left,
-            height,
-            width,
-        });
-        let view = decoder.decode_region(bytes, header, region)?;
-        let pixels: Vec<u8> = (0..region.height).flat_map(|y| view.row(y)).copied().collect();
-        Ok((pixels, region.size()))
-    });
+    let decoded = data.py().detach(|| decode(bytes, region, max_pixels, exif, scale));
     let named = |error: vit_rs_core::error::Error| match &name {
         Some(name) => error.named(name.display().to_string()),
         None => error,
     };
     let (pixels, size) = decoded.map_err(|error| to_py(named(error)))?;
     PyArray1::from_vec(data.py(), pixels).reshape([size.height, size.width, 3])
+}
+
+fn decode(
+    bytes: &[u8],
+    region: Option<Rect>,
+    max_pixels: usize,
+    exif: bool,
+    scale: Scale,
+) -> Result<(Vec<u8>, Size)> {
+    let mut decoder = Decoder::default();
+    let header = decoder.header(bytes, max_pixels)?;
+    let orientation = if exif { header.orientation } else { Orientation::Upright };
+    let region = region.unwrap_or(orientation.oriented_size(header.size).rect());
+    let region = orientation.stored_rect(region, header.size)?;
+    let mut view = decoder.decode_scaled(bytes, header, region, scale)?;
+    let mut upright = ImageBuf::default();
+    if orientation != Orientation::Upright {
+        orientation.apply(view, &mut upright)?;
+        view = upright.view()?;
+    }
+    let mut pixels = Vec::with_capacity(view.size().pixels() * 3);
+    for y in 0..view.size().height {
+        pixels.extend_from_slice(view.row(y));
+    }
+    Ok((pixels, view.size()))
 }
 
 /// Adds this file's functions and classes to the extension module.

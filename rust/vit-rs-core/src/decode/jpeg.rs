@@ -7,6 +7,9 @@ use std::ptr::NonNull;
 
 use turbojpeg_sys as tj;
 
+use super::Scale;
+use super::exif;
+use super::orientation::Orientation;
 use crate::error::{Error, Result};
 use crate::image::{ImageBuf, Rect, Size};
 
@@ -16,11 +19,22 @@ pub const VERSION: &str = env!("VIT_RS_JPEG_VERSION");
 /// Whether it was built with SIMD kernels: on x86-64 that takes NASM.
 pub const HAS_SIMD: bool = cfg!(jpeg_simd);
 
-/// More scans than any encoder writes: a small file with thousands of them would keep a decoder busy for minutes.
-const MAX_SCANS: c_int = 500;
+/// More scans than any encoder writes.
+const MAX_SCANS: usize = 500;
+
+/// The least number of scans that is allowed: an ordinary progressive file has about ten, a carefully optimised one
+/// 20.
+const MIN_SCANS: usize = 32;
+
+/// Pixels that all scans together may pass over, above `MIN_SCANS`. A scan of a few bytes can say nothing about a huge
+/// frame, yet takes the time to walk through it, 0.1 to 0.2 ns a pixel: hundreds of them would keep a decoder busy.
+const MAX_SCANNED: usize = 20_000_000_000;
 
 /// Sides of an iMCU are at most 4 blocks of 8 pixels. Regions start at a multiple of it, whatever the subsampling.
 const COLUMN_STEP: usize = 32;
+
+/// Of strips with fewer than three chroma columns the library upsamples chroma in another way.
+const MIN_COLUMNS: usize = 8;
 
 /// What the markers before the first scan tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +45,10 @@ pub struct Markers {
     pub components: u8,
     /// Whether the image comes in several scans of growing detail.
     pub progressive: bool,
+    /// Whether its samples are predicted from their neighbours, without blocks.
+    pub lossless: bool,
+    /// What its EXIF block says; upright without one.
+    pub orientation: Orientation,
 }
 
 /// Walks the markers up to the first scan, and looks for the end-of-image marker behind it.
@@ -44,7 +62,7 @@ pub fn header(bytes: &[u8]) -> Result<Markers> {
             bytes.len()
         ))
     };
-    let mut frame = None;
+    let (mut frame, mut orientation) = (None, None);
     let mut at = 2;
     loop {
         let &[first, mut marker] =
@@ -70,6 +88,7 @@ pub fn header(bytes: &[u8]) -> Result<Markers> {
         let length = usize::from(length[0]) << 8 | usize::from(length[1]);
         let segment = bytes.get(at + 2..at + length.max(2)).ok_or_else(|| truncated(at))?;
         match marker {
+            0xE1 if orientation.is_none() => orientation = exif::in_segment(segment),
             0xC0..=0xCF if ![0xC4, 0xC8, 0xCC].contains(&marker) => {
                 let &[precision, h1, h0, w1, w0, components] =
                     segment.first_chunk().ok_or_else(|| truncated(at))?;
@@ -89,6 +108,8 @@ pub fn header(bytes: &[u8]) -> Result<Markers> {
                     size,
                     components,
                     progressive: [0xC2, 0xC6, 0xCA, 0xCE].contains(&marker),
+                    lossless: [0xC3, 0xC7, 0xCB, 0xCF].contains(&marker),
+                    orientation: Orientation::Upright,
                 });
             }
             0xDA => break,
@@ -103,10 +124,11 @@ pub fn header(bytes: &[u8]) -> Result<Markers> {
             bytes.len()
         )));
     }
-    Ok(markers)
+    Ok(Markers { orientation: orientation.unwrap_or_default(), ..markers })
 }
 
-/// Looks for an end-of-image marker from the end; bytes may follow it (some cameras append data).
+/// Looks for an end-of-image marker from the end; bytes may follow it (some cameras append data, even whole images).
+/// Coded data cannot look like one: in it, a zero follows each 0xFF.
 fn ends(scans: &[u8]) -> bool {
     scans.windows(2).rev().any(|pair| pair == [0xFF, 0xD9])
 }
@@ -138,9 +160,21 @@ impl Handle {
         let raw = unsafe { tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as c_int) };
         let handle =
             Self(NonNull::new(raw).ok_or_else(|| Error::decode("libjpeg-turbo: out of memory"))?);
-        // SAFETY: the handle is valid.
-        unsafe { tj::tj3Set(handle.0.as_ptr(), tj::TJPARAM_TJPARAM_SCANLIMIT as c_int, MAX_SCANS) };
+        // Colour profiles would be copied out of every file.
+        handle.set(tj::TJPARAM_TJPARAM_SAVEMARKERS, 0);
         Ok(handle)
+    }
+
+    /// Sets one of the library's parameters.
+    fn set(&self, parameter: tj::TJPARAM, value: usize) {
+        // SAFETY: the handle is valid.
+        unsafe { tj::tj3Set(self.0.as_ptr(), parameter as c_int, value as c_int) };
+    }
+
+    /// One of the library's parameters, or what the last header told.
+    fn get(&self, parameter: tj::TJPARAM) -> c_int {
+        // SAFETY: the handle is valid.
+        unsafe { tj::tj3Get(self.0.as_ptr(), parameter as c_int) }
     }
 
     /// Turns a return code into an error, letting harmless warnings pass.
@@ -166,8 +200,9 @@ impl Handle {
 }
 
 impl Decoder {
-    /// Decodes the columns and rows that `region`, inside the image, needs into `into`, and returns where the region lies
-    /// in it. `markers` are those of `bytes`; that the library reads the same size is checked before it writes.
+    /// Decodes the columns and rows that `region`, inside the scaled image, needs into `into`, and returns where the
+    /// region lies in it. `markers` are those of `bytes`; that the library reads the same size is checked before it
+    /// writes.
     ///
     /// The decoded part starts at a whole number of blocks and reaches a pixel beyond the region, since chroma
     /// upsampling treats the edges of what is decoded as edges of the image.
@@ -179,9 +214,10 @@ impl Decoder {
         bytes: &[u8],
         markers: Markers,
         region: Rect,
+        scale: Scale,
         into: &mut ImageBuf,
     ) -> Result<Rect> {
-        let decoded = self.decode(bytes, markers, region, into);
+        let decoded = self.decode(bytes, markers, region, scale, into);
         if decoded.is_err() {
             // After an error the library would go on with the broken file's tables: the next image needs a fresh
             // instance.
@@ -195,6 +231,7 @@ impl Decoder {
         bytes: &[u8],
         markers: Markers,
         region: Rect,
+        scale: Scale,
         into: &mut ImageBuf,
     ) -> Result<Rect> {
         let handle = match &mut self.handle {
@@ -204,14 +241,30 @@ impl Decoder {
         let raw = handle.0.as_ptr();
         // SAFETY: pointer and length describe `bytes`, which outlives the call.
         handle.check(unsafe { tj::tj3DecompressHeader(raw, bytes.as_ptr(), bytes.len() as _) })?;
-
-        // The library cuts regions out of images with one of its named samplings only. Of progressive ones every scan is
-        // read anyway, and smoothing of scans that are missing looks beyond any margin.
+        // The size was read by our own marker walk and by the library: they must agree before it writes.
+        let seen = Size::new(
+            handle.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT).max(0) as usize,
+            handle.get(tj::TJPARAM_TJPARAM_JPEGWIDTH).max(0) as usize,
+        );
+        if seen != markers.size {
+            return Err(Error::decode(format!(
+                "broken JPEG: frames of {} and {seen}",
+                markers.size
+            )));
+        }
+        handle.set(tj::TJPARAM_TJPARAM_SCANLIMIT, scan_limit(markers.size));
+        let factor = tj::tjscalingfactor { num: 1, denom: scale.denominator() as c_int };
         // SAFETY: the handle is valid.
+        handle.check(unsafe { tj::tj3SetScalingFactor(raw, factor) })?;
+
+        // The library cuts regions out of images with one of its named samplings only. Of progressive ones every scan
+        // is read anyway, and smoothing of scans that are missing looks beyond any margin.
         let cuts = !markers.progressive
-            && unsafe { tj::tj3Get(raw, tj::TJPARAM_TJPARAM_SUBSAMP as c_int) } >= 0;
-        let whole = markers.size.rect();
-        let part = if cuts { surroundings(region, markers.size) } else { whole };
+            && !markers.lossless
+            && handle.get(tj::TJPARAM_TJPARAM_SUBSAMP) >= 0;
+        let size = scale.size(markers.size);
+        let whole = size.rect();
+        let part = if cuts { surroundings(region, size) } else { whole };
         // The handle keeps the last image's region: for a whole image it is unset by zeros.
         let [x, y, w, h] = if part == whole {
             [0; 4]
@@ -224,56 +277,53 @@ impl Decoder {
         let part = part.size();
 
         let (format, channels, target) = if markers.components == 4 {
-            self.inks.resize(part.pixels() * 4, 0);
-            (tj::TJPF_TJPF_CMYK, 4, &mut self.inks[..])
+            let needed = part.pixels() * 4;
+            if self.inks.len() < needed {
+                self.inks.resize(needed, 0);
+            }
+            (tj::TJPF_TJPF_CMYK, 4, &mut self.inks[..needed])
         } else {
             (tj::TJPF_TJPF_RGB, 3, into.reshape(part, 3))
         };
-        let pitch = part.width * channels;
-        // The size was read by our own marker walk and by the library: they must agree before it writes.
-        // SAFETY: the handle is valid.
-        let seen = unsafe {
-            Size::new(
-                tj::tj3Get(raw, tj::TJPARAM_TJPARAM_JPEGHEIGHT as c_int).max(0) as usize,
-                tj::tj3Get(raw, tj::TJPARAM_TJPARAM_JPEGWIDTH as c_int).max(0) as usize,
-            )
-        };
-        if seen != markers.size || target.len() < part.height * pitch {
-            return Err(Error::decode(format!(
-                "broken JPEG: frames of {} and {seen}",
-                markers.size
-            )));
-        }
-        // SAFETY: `target` holds part.height rows of `pitch` bytes, which is what the cropping region set above makes
-        // the library write; `bytes` outlives the call.
+        // SAFETY: `target` holds part.height rows of part.width pixels, which is what the size that was checked, the
+        // scaling factor and the cropping region make the library write; `bytes` outlives the call.
         handle.check(unsafe {
             tj::tj3Decompress8(
                 raw,
                 bytes.as_ptr(),
                 bytes.len() as _,
                 target.as_mut_ptr(),
-                pitch as c_int,
+                (part.width * channels) as c_int,
                 format as c_int,
             )
         })?;
         if markers.components == 4 {
-            inks_to_rgb(&self.inks, into.reshape(part, 3));
+            inks_to_rgb(&self.inks[..part.pixels() * 4], into.reshape(part, 3));
         }
         Ok(Rect { top: region.top - top, left: region.left - left, ..region })
     }
 }
 
-/// What must be decoded for `region`: whole blocks on the left, one pixel more on the other sides.
+/// The number of scans that a file with a frame of this size may have.
+fn scan_limit(size: Size) -> usize {
+    (MAX_SCANNED / size.pixels().max(1)).clamp(MIN_SCANS, MAX_SCANS)
+}
+
+/// What must be decoded for `region`: whole blocks on the left, one pixel more on the other sides, and never a narrow
+/// strip.
 fn surroundings(region: Rect, size: Size) -> Rect {
     let top = region.top.saturating_sub(1);
-    let left = region.left.saturating_sub(1) / COLUMN_STEP * COLUMN_STEP;
     let bottom = (region.top + region.height + 1).min(size.height);
-    let right = (region.left + region.width + 1).min(size.width);
+    let mut left = region.left.saturating_sub(1) / COLUMN_STEP * COLUMN_STEP;
+    let right = (region.left + region.width + 1).max(left + MIN_COLUMNS).min(size.width);
+    if right - left < MIN_COLUMNS {
+        left = left.saturating_sub(COLUMN_STEP);
+    }
     Rect { top, left, height: bottom - top, width: right - left }
 }
 
-/// Pillow's conversion: inks are taken as inverted, as Adobe stores them; a colour is white minus black minus its ink's
-/// share of what is left.
+/// Pillow's conversion: inks are taken as inverted, as Adobe stores them; a colour is white minus black minus its
+/// ink's share of what is left.
 fn inks_to_rgb(inks: &[u8], rgb: &mut [u8]) {
     let (from, _) = inks.as_chunks::<4>();
     let (to, _) = rgb.as_chunks_mut::<3>();
@@ -308,8 +358,21 @@ mod tests {
         let whole = [&frame[..], &[1, 2, 3, 0xFF, 0xD9, 0]].concat();
         assert_eq!(
             header(&whole).ok(),
-            Some(Markers { size: Size::new(5, 7), components: 1, progressive: false })
+            Some(Markers {
+                size: Size::new(5, 7),
+                components: 1,
+                progressive: false,
+                lossless: false,
+                orientation: Orientation::Upright,
+            })
         );
+    }
+
+    #[test]
+    fn huge_frames_have_few_scans() {
+        assert_eq!(scan_limit(Size::new(375, 500)), MAX_SCANS);
+        assert_eq!(scan_limit(Size::new(10_000, 10_000)), 200);
+        assert_eq!(scan_limit(Size::new(65_500, 65_500)), MIN_SCANS);
     }
 
     #[test]
