@@ -49,6 +49,7 @@ RUST_ORDER = (
     {"source"},
     {"slot"},
     {"statistics"},
+    {"order"},
     {"pipeline"},
     {"loader", "transformer"},
 )

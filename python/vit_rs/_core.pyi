@@ -202,6 +202,8 @@ class Loader:
         prefetch: int,
         seed: int,
         max_pixels: int,
+        exif: bool,
+        fast: bool,
         on_error: str,
     ) -> Loader: ...
     def permutation(self, epoch: int) -> NDArray[np.uint64]: ...

@@ -92,9 +92,11 @@ def _order(loader: ImageLoader, epoch: int) -> str:
 
 
 def _decoding(loader: ImageLoader) -> str:
+    exactly = "its pixels as in a full decode" if loader.decode == "exact" else "JPEGs scaled where views shrink them"
+    upright = "applied" if loader.exif else "not applied"
     return (
-        "by content to 8-bit RGB, only the region that the views need, its pixels as in a full decode; "
-        f"EXIF orientation not applied; at most {loader.max_pixels:,} pixels"
+        f"by content to 8-bit RGB, only the region that the views need, {exactly}; "
+        f"EXIF orientation {upright}; at most {loader.max_pixels:,} pixels"
     )
 
 

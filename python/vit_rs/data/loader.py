@@ -75,6 +75,11 @@ class ImageLoader:
         on_error: what becomes of unreadable samples. "raise" raises at their batch, "skip" leaves them out (the batch
             is shorter), "substitute" draws another one of `source` for their place (and leaves them out
             after 16 bad draws); `stats().failures` lists these two.
+        decode: "exact" gives the pixels of a full decode. "fast" decodes a JPEG at a half, a quarter or an eighth of
+            its size where all views shrink it at least that much: quicker for photographs of several megapixels, and
+            other pixels (docs/data-loader.md states how far).
+        exif: turn images upright as their EXIF orientation says, and draw crops in the upright image. Off, as in
+            Pillow and torchvision's ImageFolder.
         max_pixels: images with more are errors (decompression bombs).
         return_index: yield each sample's index in `source` too, int64, (B,).
         prefetch: batches made ahead of the consumer.
@@ -103,6 +108,8 @@ class ImageLoader:
         rank: int | None = None,
         world_size: int | None = None,
         on_error: Literal["raise", "skip", "substitute"] = "raise",
+        decode: Literal["exact", "fast"] = "exact",
+        exif: bool = False,
         max_pixels: int = MAX_PIXELS,
         return_index: bool = False,
         prefetch: int = 2,
@@ -110,6 +117,8 @@ class ImageLoader:
         for name, value in (("batch_size", batch_size), ("prefetch", prefetch), ("max_pixels", max_pixels)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if decode not in ("exact", "fast"):
+            raise ValueError(f"decode must be 'exact' or 'fast', got {decode!r}")
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, got {num_threads}")
         if not 0 <= seed < 2**64:
@@ -123,6 +132,8 @@ class ImageLoader:
         self.drop_last = drop_last
         self.layout = layout
         self.on_error = on_error
+        self.decode = decode
+        self.exif = exif
         self.max_pixels = max_pixels
         self.prefetch = prefetch
         self.device = torch.device(device)
@@ -149,6 +160,8 @@ class ImageLoader:
             prefetch=prefetch,
             seed=seed,
             max_pixels=max_pixels,
+            exif=exif,
+            fast=decode == "fast",
             on_error=on_error,
         )
         self._epoch = 0

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::augment::canvas::Canvas;
-use crate::augment::plan::Plan;
+use crate::augment::plan::{Plan, Step};
 use crate::augment::spec::Spec;
-use crate::decode::{Decoder, Header};
+use crate::decode::{Decoder, Header, Orientation, Scale};
 use crate::emit::Emit;
 use crate::error::{Error, Result};
-use crate::image::{ImageView, Rect, Size};
+use crate::image::{ImageBuf, ImageView, Rect, Size};
 use crate::rng::EpochKey;
 use crate::slot::Part;
 use crate::source::{Fetched, Item, Source};
@@ -40,6 +40,26 @@ pub struct View {
 pub struct Decoding {
     /// Larger images are errors, and so are transforms that make one.
     pub max_pixels: usize,
+    /// Turn images upright as their EXIF orientation says; plans are drawn for the upright image.
+    pub exif: bool,
+    /// Decode JPEGs at a half, a quarter or an eighth of their size where every view shrinks them at least that much:
+    /// not the pixels of a full decode.
+    pub fast: bool,
+}
+
+impl Decoding {
+    /// Learns an item's size.
+    fn open<'a>(&self, decoder: &mut Decoder, item: Item<'a>) -> Result<Opened<'a>> {
+        let (content, stored, orientation) = match item {
+            Item::Pixels(pixels) => (Content::Pixels(pixels), pixels.size(), Orientation::Upright),
+            Item::Encoded(bytes) => {
+                let header = decoder.header(bytes, self.max_pixels)?;
+                let turned = if self.exif { header.orientation } else { Orientation::Upright };
+                (Content::File(bytes, header), header.size, turned)
+            }
+        };
+        Ok(Opened { content, frame: Frame { orientation, stored, scale: Scale::Full } })
+    }
 }
 
 /// From index to pixels in the batch.
@@ -69,6 +89,7 @@ impl std::fmt::Debug for Pipeline {
 pub(crate) struct Tools {
     pub(crate) decoder: Decoder,
     pub(crate) canvas: Canvas,
+    pub(crate) turned: ImageBuf,
     file: Vec<u8>,
 }
 
@@ -124,12 +145,8 @@ impl Pipeline {
         let name = self.source.name(index);
         let plans = || {
             let mut file = Vec::new();
-            let size = match self.source.item(index, &mut file)? {
-                Item::Encoded(bytes) => {
-                    Decoder::default().header(bytes, self.decoding.max_pixels)?.size
-                }
-                Item::Pixels(pixels) => pixels.size(),
-            };
+            let item = self.source.item(index, &mut file)?;
+            let size = self.decoding.open(&mut Decoder::default(), item)?.frame.size();
             let key = EpochKey::new(self.seed, epoch);
             let plan = |(number, view): (u16, &View)| view.spec.plan(size, key, draw, number);
             Ok((size, (0..).zip(&self.views).map(plan).collect::<Result<Vec<_>>>()?))
@@ -149,7 +166,7 @@ impl Pipeline {
         places: &mut [Part],
         tally: &mut Tally,
     ) -> Result<Option<i64>> {
-        let Tools { decoder, canvas, file } = tools;
+        let Tools { decoder, canvas, turned, file } = tools;
         let index = self.index(position)?;
         let mut clock = Instant::now();
         let mut lap = |stage: &mut u64| {
@@ -164,7 +181,7 @@ impl Pipeline {
                 tally.bytes += bytes.len() as u64;
             }
             let specs = self.views.iter().map(|view| &view.spec);
-            let prepared = prepare(decoder, item, self.decoding, specs, key, draw)?;
+            let prepared = prepare(decoder, turned, item, self.decoding, specs, key, draw)?;
             lap(&mut tally.decode);
             for ((view, plan), place) in self.views.iter().zip(&prepared.plans).zip(places) {
                 let (region, steps, mirrored) = plan.split();
@@ -180,8 +197,35 @@ impl Pipeline {
     }
 }
 
-/// A sample whose size is known.
-enum Opened<'a> {
+/// How the image that plans speak of, upright and whole, lies in the pixels that were decoded.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    orientation: Orientation,
+    /// The size as stored.
+    stored: Size,
+    scale: Scale,
+}
+
+impl Frame {
+    fn size(&self) -> Size {
+        self.orientation.oriented_size(self.stored)
+    }
+
+    /// A region's pixels in the image at the scale of decoding, still upright.
+    fn rect(&self, region: Rect) -> Result<Rect> {
+        let stored = self.scale.rect(self.orientation.stored_rect(region, self.stored)?);
+        let upright = self.orientation.oriented_size(self.scale.size(self.stored));
+        self.orientation.inverse().stored_rect(stored, upright)
+    }
+}
+
+/// An item whose frame, at full scale, is known.
+struct Opened<'a> {
+    content: Content<'a>,
+    frame: Frame,
+}
+
+enum Content<'a> {
     File(&'a [u8], Header),
     Pixels(ImageView<'a>),
 }
@@ -190,7 +234,8 @@ enum Opened<'a> {
 pub(crate) struct Prepared<'a> {
     /// One for each view.
     pub(crate) plans: Vec<Plan>,
-    /// The pixels that they need, and where those lie in the image.
+    frame: Frame,
+    /// The pixels that the plans need, and where they lie in the frame.
     pixels: ImageView<'a>,
     decoded: Rect,
 }
@@ -198,28 +243,37 @@ pub(crate) struct Prepared<'a> {
 impl<'a> Prepared<'a> {
     /// The pixels that one plan needs.
     pub(crate) fn part(&self, region: Rect) -> Result<ImageView<'a>> {
-        let (top, left) = (region.top - self.decoded.top, region.left - self.decoded.left);
-        self.pixels.crop(Rect { top, left, ..region })
+        let rect = self.frame.rect(region)?;
+        let (top, left) = (rect.top - self.decoded.top, rect.left - self.decoded.left);
+        self.pixels.crop(Rect { top, left, ..rect })
     }
+}
+
+/// The smallest scale at which every view still has as many pixels as it is resized to.
+fn smallest_scale(plans: &[Plan]) -> Scale {
+    let fits = |plan: &Plan, scale: Scale| {
+        let (region, steps, _) = plan.split();
+        let d = scale.denominator();
+        matches!(steps.first(), Some(Step::Resize { size, .. })
+            if region.height / d >= size.height && region.width / d >= size.width)
+    };
+    let scales = Scale::ALL.into_iter().rev();
+    let mut fitting = scales.filter(|&scale| plans.iter().all(|plan| fits(plan, scale)));
+    fitting.next().unwrap_or(Scale::Full)
 }
 
 /// Draws a plan for each view, and decodes once what they need together.
 pub(crate) fn prepare<'a, 's>(
     decoder: &'a mut Decoder,
+    turned: &'a mut ImageBuf,
     item: Item<'a>,
     decoding: Decoding,
     specs: impl Iterator<Item = &'s Spec>,
     key: EpochKey,
     draw: u64,
 ) -> Result<Prepared<'a>> {
-    let opened = match item {
-        Item::Encoded(bytes) => Opened::File(bytes, decoder.header(bytes, decoding.max_pixels)?),
-        Item::Pixels(pixels) => Opened::Pixels(pixels),
-    };
-    let size = match &opened {
-        Opened::File(_, header) => header.size,
-        Opened::Pixels(pixels) => pixels.size(),
-    };
+    let Opened { content, mut frame } = decoding.open(decoder, item)?;
+    let size = frame.size();
     let plan = |(view, spec): (u16, &Spec)| {
         let plan = spec.plan(size, key, draw, view)?;
         if !plan.float_steps.is_empty() {
@@ -236,10 +290,22 @@ pub(crate) fn prepare<'a, 's>(
     };
     let plans = (0..).zip(specs).map(plan).collect::<Result<Vec<_>>>()?;
     let regions = plans.iter().map(|plan| plan.split().0);
-    let decoded = regions.reduce(Rect::around).unwrap_or(size.rect());
-    let pixels = match opened {
-        Opened::File(bytes, header) => decoder.decode_region(bytes, header, decoded)?,
-        Opened::Pixels(pixels) => pixels.crop(decoded)?,
+    let region = regions.reduce(Rect::around).unwrap_or(size.rect());
+    let pixels = match content {
+        Content::Pixels(pixels) => pixels.crop(region)?,
+        Content::File(bytes, header) => {
+            if decoding.fast {
+                frame.scale = header.supported(smallest_scale(&plans));
+            }
+            let stored = frame.orientation.stored_rect(region, frame.stored)?;
+            let pixels = decoder.decode_scaled(bytes, header, stored, frame.scale)?;
+            if frame.orientation == Orientation::Upright {
+                pixels
+            } else {
+                frame.orientation.apply(pixels, turned)?;
+                turned.view()?
+            }
+        }
     };
-    Ok(Prepared { plans, pixels, decoded })
+    Ok(Prepared { plans, frame, pixels, decoded: frame.rect(region)? })
 }

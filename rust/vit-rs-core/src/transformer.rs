@@ -91,10 +91,10 @@ impl Transformer {
         key: EpochKey,
         room: impl Fn(usize) -> Result<Buffer>,
     ) -> Result<Vec<(Buffer, Emit)>> {
-        let Kit { tools: Tools { decoder, canvas, .. }, emits, .. } = kit;
+        let Kit { tools: Tools { decoder, canvas, turned, .. }, emits, .. } = kit;
         emits.resize(self.views.len(), None);
         let specs = self.views.iter().map(|(spec, _)| spec);
-        let prepared = prepare(decoder, item, self.decoding, specs, key, 0)?;
+        let prepared = prepare(decoder, turned, item, self.decoding, specs, key, 0)?;
         let mut made = Vec::with_capacity(self.views.len());
         for (((_, output), plan), emit) in self.views.iter().zip(&prepared.plans).zip(emits) {
             let (region, steps, mirrored) = plan.split();

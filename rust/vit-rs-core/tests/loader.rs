@@ -64,7 +64,7 @@ fn loader(bad: usize, panics: usize, on_error: OnError, threads: usize) -> Loade
             emit: Emit::new(Size::new(1, 1), 1, Layout::Nchw, Dtype::U8, &Values::Raw).unwrap(),
         }],
         seed: 1,
-        decoding: Decoding { max_pixels: 100 },
+        decoding: Decoding { max_pixels: 100, exif: false, fast: false },
         on_error,
     };
     Loader::new(pipeline, 8, threads, 3).unwrap()

@@ -37,7 +37,7 @@ fn on_error(name: &str) -> PyResult<OnError> {
 #[pymethods]
 impl Loader {
     #[new]
-    #[pyo3(signature = (source, subset, views, *, batch_size, num_threads, prefetch, seed, max_pixels, on_error))]
+    #[pyo3(signature = (source, subset, views, *, batch_size, num_threads, prefetch, seed, max_pixels, exif, fast, on_error))]
     fn new(
         source: &Bound<'_, Source>,
         subset: Option<PyReadonlyArray1<'_, u64>>,
@@ -47,6 +47,8 @@ impl Loader {
         prefetch: usize,
         seed: u64,
         max_pixels: usize,
+        exif: bool,
+        fast: bool,
         on_error: &str,
     ) -> PyResult<Self> {
         let source = Arc::clone(&source.get().0);
@@ -60,7 +62,7 @@ impl Loader {
                 Ok(CoreView { spec: view.spec.clone(), emit })
             };
             let views = views.iter().map(finished).collect::<Result<_, _>>()?;
-            let decoding = Decoding { max_pixels };
+            let decoding = Decoding { max_pixels, exif, fast };
             let pipeline = Pipeline { source, subset, views, seed, decoding, on_error };
             CoreLoader::new(pipeline, batch_size, num_threads, prefetch)
         };

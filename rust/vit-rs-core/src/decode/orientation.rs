@@ -72,6 +72,16 @@ impl Orientation {
         matches!(self, Self::MirrorColumns | Self::Turn180 | Self::Transverse | Self::Turn270)
     }
 
+    /// What turns an upright image back into the stored one.
+    #[must_use]
+    pub const fn inverse(self) -> Self {
+        match self {
+            Self::Turn90 => Self::Turn270,
+            Self::Turn270 => Self::Turn90,
+            other => other,
+        }
+    }
+
     /// The upright image's size.
     #[must_use]
     pub const fn oriented_size(self, stored: Size) -> Size {

@@ -162,7 +162,8 @@ impl Transformer {
     #[new]
     fn new(views: Vec<Bound<'_, View>>, max_pixels: usize) -> Self {
         let views = views.iter().map(|view| (view.get().spec.clone(), view.get().output.clone()));
-        Self(CoreTransformer::new(views.collect(), Decoding { max_pixels }))
+        let decoding = Decoding { max_pixels, exif: false, fast: false };
+        Self(CoreTransformer::new(views.collect(), decoding))
     }
 
     /// Decodes and transforms a file's bytes: an array for each view.
