@@ -67,7 +67,7 @@ fn collect(folder: &Path, files: &mut Vec<Vec<u8>>) -> Result<()> {
         .collect::<std::io::Result<Vec<_>>>()?;
     paths.sort();
     for path in paths {
-        let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
+        let extension = path.extension().map(std::ffi::OsStr::to_ascii_lowercase);
         if path.is_dir() {
             collect(&path, files)?;
         } else if extension.is_some_and(|extension| extension == "jpg" || extension == "jpeg") {

@@ -3,7 +3,8 @@
 //!     cargo bench -p vit-rs-core --bench resize -- [WORDS OF A CASE]
 //!
 //! Ours keeps the passes' order and rounding of torch or Pillow; the peer goes vertical first, so that its results are
-//! not quite the same. Rounds are interleaved; the fastest of each is shown, which other work on the machine disturbs least.
+//! not quite the same. Where one size comes again and again, ours keeps the weights and the peer makes them anew; in the
+//! first case both make them each time. Rounds are interleaved; the fastest of each is shown, which other work on the machine disturbs least.
 #![allow(clippy::print_stdout)]
 
 use std::time::Instant;

@@ -3,9 +3,10 @@
 //! Two samples and their two weights, 16 bits each, make one step (`pmaddwd`). Weights of more bits are two numbers of
 //! 16 bits, summed apart. All sums wrap at 32 bits: equal bits to the plain loops, whatever the weights.
 
-use super::Level;
-#[cfg(target_arch = "x86_64")]
-use super::Set;
+// Other architectures have the plain loops only.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+
+use super::{Level, Set};
 
 /// Channels of the pixels that the horizontal kernel takes.
 const CHANNELS: usize = 3;
@@ -136,10 +137,7 @@ impl VerticalWeights {
 }
 
 fn has_kernels(level: Level) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return level.0 == Set::Avx2;
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
+    level.0 != Set::Baseline
 }
 
 /// Whether all weights are numbers of 16 bits (1) or some are not (2).
@@ -153,8 +151,9 @@ fn split(weight: i32) -> [i16; 2] {
     [low, (weight.wrapping_sub(i32::from(low)) >> 16) as i16]
 }
 
-/// Makes rows of pixels of three channels from rows that have [`HorizontalWeights::reach`] bytes, as far as targets
-/// have whole rows. Returns whether it did: not at every level, and not from shorter rows.
+/// Makes a row of pixels of three channels from one that has [`HorizontalWeights::reach`] bytes.
+///
+/// Returns whether it did: not at every level, and not rows of fewer pixels than a group.
 pub(crate) fn convolve_horizontally(
     level: Level,
     weights: &HorizontalWeights,
@@ -204,13 +203,10 @@ pub(crate) fn convolve_vertically(
             let pairs = &weights.weights[start..][..rows.div_ceil(2) * weights.parts];
             // SAFETY: this level exists only where the CPU has AVX2, and the lengths were asked for.
             unsafe {
+                let precision = weights.precision;
                 match weights.parts {
-                    1 => {
-                        avx2::vertical::<1>(pairs, rows, weights.precision, source, stride, target)
-                    }
-                    _ => {
-                        avx2::vertical::<2>(pairs, rows, weights.precision, source, stride, target)
-                    }
+                    1 => avx2::vertical::<1>(pairs, rows, precision, source, stride, target),
+                    _ => avx2::vertical::<2>(pairs, rows, precision, source, stride, target),
                 }
             }
             return true;
@@ -222,7 +218,13 @@ pub(crate) fn convolve_vertically(
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{
+        __m256i, _mm_storel_epi64, _mm_storeu_si128, _mm256_add_epi32, _mm256_broadcastsi128_si256,
+        _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_loadu2_m128i,
+        _mm256_madd_epi16, _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permutevar8x32_epi32,
+        _mm256_set1_epi32, _mm256_setr_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8,
+        _mm256_slli_epi32, _mm256_srav_epi32, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
+    };
 
     use super::{BLOCK, CHANNELS, GROUP, HorizontalWeights, READ};
 
