@@ -1,6 +1,18 @@
 """What happens to an image: frozen descriptions with torchvision v2's names and arguments, carried out in Rust."""
 
 from vit_rs.transforms.base import Transform
+from vit_rs.transforms.blur import GaussianBlur
+from vit_rs.transforms.color import (
+    ColorJitter,
+    Grayscale,
+    RandomAdjustSharpness,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomGrayscale,
+    RandomInvert,
+    RandomPosterize,
+    RandomSolarize,
+)
 from vit_rs.transforms.containers import Compose, RandomApply, RandomChoice, RandomOrder
 from vit_rs.transforms.geometry import (
     CenterCrop,
@@ -15,15 +27,25 @@ from vit_rs.transforms.values import Normalize, ToDtype
 
 __all__ = [
     "CenterCrop",
+    "ColorJitter",
     "Compose",
+    "GaussianBlur",
+    "Grayscale",
     "MultiCrop",
     "Normalize",
+    "RandomAdjustSharpness",
     "RandomApply",
+    "RandomAutocontrast",
     "RandomChoice",
     "RandomCrop",
+    "RandomEqualize",
+    "RandomGrayscale",
     "RandomHorizontalFlip",
+    "RandomInvert",
     "RandomOrder",
+    "RandomPosterize",
     "RandomResizedCrop",
+    "RandomSolarize",
     "RandomVerticalFlip",
     "Resize",
     "ToDtype",

@@ -14,12 +14,13 @@
 #![allow(clippy::print_stdout)]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fast_image_resize as fir;
-use vit_rs_core::augment::geometry::Canvas;
-use vit_rs_core::augment::plan::Plan;
-use vit_rs_core::augment::spec::{Op, Spec};
+use vit_rs_core::augment::canvas::Canvas;
+use vit_rs_core::augment::plan::{Kernels, Plan};
+use vit_rs_core::augment::spec::{RandomHorizontalFlip, RandomResizedCrop, Spec};
 use vit_rs_core::decode::{Decoder, Header, MAX_PIXELS};
 use vit_rs_core::emit::{Dtype, Emit, Layout, Values};
 use vit_rs_core::image::{ImageView, Size};
@@ -85,8 +86,9 @@ fn measure(
     rounds: u64,
 ) -> Result<[f64; 3]> {
     let (scale, ratio) = ((0.08, 1.0), (3.0 / 4.0, 4.0 / 3.0));
-    let crop = Op::RandomResizedCrop { size: SIZE, scale, ratio, filter };
-    let spec = Spec::new(vec![crop, Op::RandomHorizontalFlip(0.5)])?;
+    let crop = RandomResizedCrop { size: SIZE, scale, ratio, filter };
+    let ops = vec![Arc::new(crop) as _, Arc::new(RandomHorizontalFlip(0.5)) as _];
+    let spec = Spec::new(ops, Vec::new(), Kernels::Torch)?;
     let normalize = Some((MEAN.to_vec(), STD.to_vec()));
     let values = Values::Float { scale: true, normalize };
     let emit = Emit::new(SIZE, 3, Layout::Nchw, Dtype::F32, &values)?;
@@ -113,7 +115,7 @@ fn measure(
                         0 => {}
                         1 => bare.write(view, mirrored, &mut floats)?,
                         _ => {
-                            let view = canvas.apply(view, steps)?;
+                            let view = canvas.apply(view, plan.kernels, steps)?;
                             emit.write(view, mirrored, bytemuck::cast_slice_mut(&mut floats))?;
                         }
                     }

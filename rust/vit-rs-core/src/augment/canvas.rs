@@ -1,8 +1,9 @@
 //! Carries out the steps of a plan on 8-bit pixels.
 
-use super::geometry;
+use super::blur::Blur;
 use super::plan::{Kernels, Step};
-use crate::error::{Error, Result};
+use super::{color, geometry};
+use crate::error::Result;
 use crate::image::{ImageBuf, ImageView};
 use crate::resample::u8::{Resizer, Rounding};
 
@@ -10,6 +11,8 @@ use crate::resample::u8::{Resizer, Rounding};
 #[derive(Debug, Default)]
 pub struct Canvas {
     resizer: Resizer,
+    colors: color::Scratch,
+    blur: Blur,
     buffers: [ImageBuf; 2],
 }
 
@@ -46,8 +49,11 @@ impl Canvas {
                 }
                 Step::FlipHorizontal => geometry::flip_horizontal(from, next),
                 Step::FlipVertical => geometry::flip_vertical(from, next),
-                Step::Color(_) | Step::GaussianBlur { .. } => {
-                    return Err(Error::argument(format!("{step:?} is not possible yet")));
+                Step::Color(color) => {
+                    color::apply(from, *color, kernels, &mut self.colors, next);
+                }
+                Step::GaussianBlur { kernel, sigma } => {
+                    self.blur.apply(from, *kernel, *sigma, self.colors.level, next);
                 }
             }
             view = Some(());

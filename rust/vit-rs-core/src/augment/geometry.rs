@@ -5,7 +5,7 @@ use crate::image::{ImageBuf, ImageView, Size};
 use crate::line::mirror;
 use crate::simd::Level;
 
-fn rows_mut(
+pub(super) fn rows_mut(
     target: &mut ImageBuf,
     size: Size,
     channels: usize,
@@ -34,7 +34,7 @@ pub(super) fn flip_horizontal(source: ImageView<'_>, target: &mut ImageBuf) {
 }
 
 /// Where coordinate `at` of an axis of `len` samples is read; None where a constant stands.
-fn inside(at: i64, len: usize, border: Border) -> Option<usize> {
+pub(super) fn inside(at: i64, len: usize, border: Border) -> Option<usize> {
     let len = len as i64;
     if (0..len).contains(&at) {
         return Some(at as usize);

@@ -1,7 +1,13 @@
 //! Augmentation in three steps: what the user asked for ([`spec`]), the numbers drawn for one view ([`plan`]), and the
 //! pixels ([`canvas`], which hands each step to the file of its family). Only drawing a plan uses randomness.
 
+mod blur;
 pub mod canvas;
+mod color;
 mod geometry;
+mod gray;
+mod histogram;
+mod hue;
 pub mod plan;
+mod sharpness;
 pub mod spec;

@@ -1,5 +1,6 @@
 //! Chains of transforms, as `vit_rs.transforms` lowers them: a file for each family of operations.
 
+mod color;
 mod containers;
 mod geometry;
 
@@ -270,6 +271,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Op>()?;
     module.add_class::<Transformer>()?;
     module.add_class::<View>()?;
+    color::register(module)?;
     containers::register(module)?;
     geometry::register(module)
 }

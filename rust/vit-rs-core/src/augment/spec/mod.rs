@@ -3,12 +3,14 @@
 //! An operation is a value with its parameters; drawing it adds steps with all numbers to a plan. Each operation of a
 //! view, those inside others too, draws from a stream of its own.
 
+mod color;
 mod containers;
 mod geometry;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
+pub use color::{ColorJitter, GaussianBlur, Grayscale, RandomColor};
 pub use containers::{RandomApply, RandomChoice, RandomOrder};
 pub use geometry::{
     CenterCrop, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, RandomVerticalFlip, Resize,
