@@ -17,6 +17,8 @@ __all__ = [
     "View",
     "__version__",
     "allocate",
+    "aug_mix",
+    "auto_augment",
     "build_info",
     "center_crop",
     "color_jitter",
@@ -27,7 +29,9 @@ __all__ = [
     "open_shards",
     "patchify",
     "patchify_converted",
+    "rand_augment",
     "random_adjust_sharpness",
+    "random_affine",
     "random_apply",
     "random_choice",
     "random_color",
@@ -36,12 +40,14 @@ __all__ = [
     "random_order",
     "random_posterize",
     "random_resized_crop",
+    "random_rotation",
     "random_solarize",
     "random_vertical_flip",
     "resample_tokens",
     "resize",
     "resize_short_side",
     "scan_folder",
+    "trivial_augment_wide",
     "unpatchify",
 ]
 
@@ -157,6 +163,16 @@ class Transformer:
     def pixels(self, pixels: NDArray[np.uint8], seed: int) -> list[NDArray[Any]]: ...
 
 # Operations of a View.
+def aug_mix(
+    severity: int,
+    mixture_width: int,
+    chain_depth: int | None,
+    alpha: float,
+    all_ops: bool,
+    interpolation: str,
+    fill: Sequence[int] | None,
+) -> Op: ...
+def auto_augment(policy: str, interpolation: str, fill: Sequence[int] | None) -> Op: ...
 def center_crop(size: tuple[int, int]) -> Op: ...
 def color_jitter(
     brightness: tuple[float, float] | None,
@@ -166,7 +182,19 @@ def color_jitter(
 ) -> Op: ...
 def gaussian_blur(kernel_size: tuple[int, int], sigma: tuple[float, float]) -> Op: ...
 def grayscale() -> Op: ...
+def rand_augment(
+    num_ops: int, magnitude: int, num_magnitude_bins: int, interpolation: str, fill: Sequence[int] | None
+) -> Op: ...
 def random_adjust_sharpness(sharpness_factor: float, p: float) -> Op: ...
+def random_affine(
+    degrees: tuple[float, float],
+    translate: tuple[float, float] | None,
+    scale: tuple[float, float] | None,
+    shear: Sequence[tuple[float, float]] | None,
+    interpolation: str,
+    fill: Sequence[int] | None,
+    center: tuple[float, float] | None,
+) -> Op: ...
 def random_apply(ops: Sequence[Op], p: float) -> Op: ...
 def random_choice(chains: Sequence[Sequence[Op]], weights: Sequence[float]) -> Op: ...
 def random_color(name: str, p: float) -> Op: ...
@@ -179,10 +207,18 @@ def random_posterize(bits: int, p: float) -> Op: ...
 def random_resized_crop(
     size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], interpolation: str
 ) -> Op: ...
+def random_rotation(
+    degrees: tuple[float, float],
+    interpolation: str,
+    expand: bool,
+    center: tuple[float, float] | None,
+    fill: Sequence[int] | None,
+) -> Op: ...
 def random_solarize(threshold: float, p: float) -> Op: ...
 def random_vertical_flip(p: float) -> Op: ...
 def resize(size: tuple[int, int], interpolation: str) -> Op: ...
 def resize_short_side(side: int, interpolation: str) -> Op: ...
+def trivial_augment_wide(num_magnitude_bins: int, interpolation: str, fill: Sequence[int] | None) -> Op: ...
 
 @final
 class Source:

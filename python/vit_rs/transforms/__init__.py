@@ -1,5 +1,6 @@
 """What happens to an image: frozen descriptions with torchvision v2's names and arguments, carried out in Rust."""
 
+from vit_rs.transforms.affine import RandomAffine, RandomRotation
 from vit_rs.transforms.base import Transform
 from vit_rs.transforms.blur import GaussianBlur
 from vit_rs.transforms.color import (
@@ -23,9 +24,12 @@ from vit_rs.transforms.geometry import (
     Resize,
 )
 from vit_rs.transforms.multi_crop import MultiCrop
+from vit_rs.transforms.policy import AugMix, AutoAugment, RandAugment, ThreeAugment, TrivialAugmentWide
 from vit_rs.transforms.values import Normalize, ToDtype
 
 __all__ = [
+    "AugMix",
+    "AutoAugment",
     "CenterCrop",
     "ColorJitter",
     "Compose",
@@ -33,7 +37,9 @@ __all__ = [
     "Grayscale",
     "MultiCrop",
     "Normalize",
+    "RandAugment",
     "RandomAdjustSharpness",
+    "RandomAffine",
     "RandomApply",
     "RandomAutocontrast",
     "RandomChoice",
@@ -45,9 +51,12 @@ __all__ = [
     "RandomOrder",
     "RandomPosterize",
     "RandomResizedCrop",
+    "RandomRotation",
     "RandomSolarize",
     "RandomVerticalFlip",
     "Resize",
+    "ThreeAugment",
     "ToDtype",
     "Transform",
+    "TrivialAugmentWide",
 ]

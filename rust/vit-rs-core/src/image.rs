@@ -120,6 +120,11 @@ impl<'a> ImageView<'a> {
         self.channels
     }
 
+    /// All bytes from the first pixel on, and how many lie from one row to the next.
+    pub(crate) const fn bytes(&self) -> (&'a [u8], usize) {
+        (self.data, self.stride)
+    }
+
     /// Row `y`: `width * channels` bytes.
     #[must_use]
     pub fn row(&self, y: usize) -> &'a [u8] {

@@ -150,6 +150,35 @@ impl Stream {
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }
 
+    /// The logarithm of a Gamma-distributed number with this shape and scale 1 (Marsaglia and Tsang, "A simple method for
+    /// generating gamma variables", ACM TOMS 2000). The number itself may be too small for a float.
+    pub fn log_gamma(&mut self, shape: f64) -> f64 {
+        if shape < 1.0 {
+            // A number of shape + 1, times a uniform one to the power of 1 / shape.
+            return self.log_gamma(shape + 1.0) + (1.0 - self.unit()).ln() / shape;
+        }
+        let d = shape - 1.0 / 3.0;
+        let c = 1.0 / (9.0 * d).sqrt();
+        loop {
+            let x = self.normal();
+            let root = 1.0 + c * x;
+            let cube = root * root * root;
+            let log = (1.0 - self.unit()).ln();
+            if cube > 0.0 && log < 0.5 * x * x + d - d * cube + d * cube.ln() {
+                return (d * cube).ln();
+            }
+        }
+    }
+
+    /// Shares that sum to 1, from the symmetric Dirichlet distribution with parameter `alpha` > 0.
+    pub fn dirichlet(&mut self, alpha: f64, shares: &mut [f64]) {
+        shares.iter_mut().for_each(|share| *share = self.log_gamma(alpha).max(f64::MIN));
+        let most = shares.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        shares.iter_mut().for_each(|share| *share = (*share - most).exp());
+        let sum: f64 = shares.iter().sum();
+        shares.iter_mut().for_each(|share| *share /= sum);
+    }
+
     /// True with probability `p`.
     pub fn chance(&mut self, p: f64) -> bool {
         self.unit() < p
@@ -237,5 +266,33 @@ mod tests {
         assert_eq!(stream.below(0), 0);
         assert_eq!(stream.below(1), 0);
         assert!((0..1000).all(|_| (0.0..1.0).contains(&stream.unit())));
+    }
+
+    #[test]
+    fn gamma_has_its_mean_and_variance() {
+        let mut stream = EpochKey::new(5, 0).stream(0, 0, 0);
+        for shape in [0.2, 0.7, 1.0, 3.5, 40.0] {
+            let count = 40_000;
+            let values: Vec<f64> = (0..count).map(|_| stream.log_gamma(shape).exp()).collect();
+            let mean = values.iter().sum::<f64>() / f64::from(count);
+            let variance =
+                values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / f64::from(count);
+            // Both are the shape; five standard errors, of which the variance's is sqrt((2 + 6 / shape) / count).
+            let error = 5.0 * (shape / f64::from(count)).sqrt();
+            assert!((mean - shape).abs() < error, "{shape}: {mean}");
+            let error = 5.0 * shape * ((2.0 + 6.0 / shape) / f64::from(count)).sqrt();
+            assert!((variance - shape).abs() < error, "{shape}: {variance}");
+        }
+    }
+
+    #[test]
+    fn shares_sum_to_one_whatever_the_parameter() {
+        let mut stream = EpochKey::new(5, 1).stream(0, 0, 0);
+        for alpha in [f64::MIN_POSITIVE, 1e-300, 1e-5, 0.1, 1.0, 1e9] {
+            let mut shares = [0.0; 5];
+            stream.dirichlet(alpha, &mut shares);
+            assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{alpha}: {shares:?}");
+            assert!(shares.iter().all(|share| (0.0..=1.0).contains(share)), "{alpha}: {shares:?}");
+        }
     }
 }

@@ -1,16 +1,21 @@
 //! Carries out the steps of a plan on 8-bit pixels.
 
 use super::blur::Blur;
+use super::mix::Mixer;
 use super::plan::{Kernels, Step};
-use super::{color, geometry};
+use super::{affine, color, geometry};
 use crate::error::Result;
 use crate::image::{ImageBuf, ImageView};
 use crate::resample::u8::{Resizer, Rounding};
+use crate::simd::Level;
 
 /// The memory of a chain of steps, one per thread.
 #[derive(Debug, Default)]
 pub struct Canvas {
     resizer: Resizer,
+    lines: affine::Lines,
+    /// Made when the first mix comes: it has a canvas of its own.
+    mixer: Option<Box<Mixer>>,
     colors: color::Scratch,
     blur: Blur,
     buffers: [ImageBuf; 2],
@@ -27,6 +32,7 @@ impl Canvas {
         kernels: Kernels,
         steps: &[Step],
     ) -> Result<ImageView<'a>> {
+        let level = Level::best();
         let [front, back] = &mut self.buffers;
         let (mut current, mut next) = (front, back);
         let mut view = None;
@@ -49,6 +55,13 @@ impl Canvas {
                 }
                 Step::FlipHorizontal => geometry::flip_horizontal(from, next),
                 Step::FlipVertical => geometry::flip_vertical(from, next),
+                Step::Affine(map) => {
+                    affine::affine(level, from, kernels, map, &mut self.lines, next);
+                }
+                Step::Mix { keep, chains } => {
+                    let mixer = self.mixer.get_or_insert_default();
+                    mixer.mix(level, from, *keep, chains, next)?;
+                }
                 Step::Color(color) => {
                     color::apply(from, *color, kernels, &mut self.colors, next);
                 }

@@ -53,6 +53,8 @@ pub enum Step {
     FlipHorizontal,
     /// Mirror top and bottom.
     FlipVertical,
+    /// Turn, shear, scale and shift.
+    Affine(Affine),
     /// Change colours, pixel by pixel or by the image's histogram.
     Color(Color),
     /// Convolve with a Gaussian, the border reflected.
@@ -62,6 +64,37 @@ pub enum Step {
         /// Standard deviation along the height and the width, pixels.
         sigma: (f64, f64),
     },
+    /// The weighted sum of the image and of several chains of it, each with torch's kernels; the sum is cut to 8 bits.
+    Mix {
+        /// Weight of the image as it is.
+        keep: f32,
+        /// Weight and steps of each chain, which leave the image's size alone.
+        chains: Vec<(f32, Vec<Step>)>,
+    },
+}
+
+/// A linear map of the plane.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    /// Where a point of the result is read: (x, y) at (a x + b y + c, d x + e y + f) for `[a, b, c, d, e, f]`. The point
+    /// (0, 0) is the upper left corner of the first pixel, whose centre is (0.5, 0.5).
+    pub inverse: [f64; 6],
+    /// The size afterwards.
+    pub size: Size,
+    /// How pixels are read between their centres.
+    pub sampling: Sampling,
+    /// What stands outside; gray images take the first value. With torch's kernels, bilinear sampling mixes it at the
+    /// image's border twice, as torchvision does when it is given a colour, and nothing is black mixed once.
+    pub fill: Option<[u8; 3]>,
+}
+
+/// How a pixel is read between the centres of pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampling {
+    /// The nearest one.
+    Nearest,
+    /// Four, weighted by how near they are.
+    Bilinear,
 }
 
 /// What happens to colours.
@@ -97,11 +130,14 @@ impl Step {
     pub fn size_after(&self, before: Size) -> Size {
         match self {
             Self::Crop(rect) => rect.size(),
-            Self::Window { size, .. } | Self::Resize { size, .. } => *size,
+            Self::Window { size, .. }
+            | Self::Resize { size, .. }
+            | Self::Affine(Affine { size, .. }) => *size,
             Self::FlipHorizontal
             | Self::FlipVertical
             | Self::Color(_)
-            | Self::GaussianBlur { .. } => before,
+            | Self::GaussianBlur { .. }
+            | Self::Mix { .. } => before,
         }
     }
 }

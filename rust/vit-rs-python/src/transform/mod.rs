@@ -1,8 +1,10 @@
 //! Chains of transforms, as `vit_rs.transforms` lowers them: a file for each family of operations.
 
+mod affine;
 mod color;
 mod containers;
 mod geometry;
+mod policy;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use numpy::{PyReadonlyArray3, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use vit_rs_core::augment::plan::{Color, Kernels, Plan, Step};
+use vit_rs_core::augment::plan::{Affine, Color, Kernels, Plan, Sampling, Step};
 use vit_rs_core::augment::spec::{Op as CoreOp, Spec};
 use vit_rs_core::emit::{Dtype, Layout, Output, Values};
 use vit_rs_core::image::{ImageView, Size};
@@ -102,7 +104,7 @@ impl View {
         view: u16,
     ) -> PyResult<(Vec<(&'static str, Vec<f64>)>, Vec<(&'static str, Vec<f64>)>)> {
         let plan = self.plan(size, seed, epoch, draw, view)?;
-        let told = |steps: &[Step]| steps.iter().map(numbers).collect();
+        let told = |steps: &[Step]| steps.iter().flat_map(tell).collect();
         Ok((told(&plan.steps), told(&plan.float_steps)))
     }
 }
@@ -121,8 +123,21 @@ impl View {
     }
 }
 
+/// A step's name and numbers; those of the chains of a mix stand behind it, each after a `chain`.
+fn tell(step: &Step) -> Vec<(&'static str, Vec<f64>)> {
+    let mut told = vec![numbers(step)];
+    if let Step::Mix { chains, .. } = step {
+        for (weight, steps) in chains {
+            told.push(("chain", vec![f64::from(*weight), steps.len() as f64]));
+            told.extend(steps.iter().flat_map(tell));
+        }
+    }
+    told
+}
+
 /// A step's name and its numbers: crop (top, left, height, width), window (the same, may reach outside), resize (height,
-/// width), `flip_horizontal` and `flip_vertical` (none), `gaussian_blur` (kernel height and width, sigma of both), and
+/// width), `flip_horizontal` and `flip_vertical` (none), `affine` (the inverse map's six, height, width, and 1 where it is
+/// bilinear), `gaussian_blur` (kernel height and width, sigma of both), `mix` (weight of the image, number of chains), and
 /// the colours' names in lower case (their number, if they have one).
 fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
     let whole = |numbers: &[usize]| numbers.iter().map(|&number| number as f64).collect();
@@ -134,6 +149,12 @@ fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
         Step::Resize { size, .. } => ("resize", whole(&[size.height, size.width])),
         Step::FlipHorizontal => ("flip_horizontal", Vec::new()),
         Step::FlipVertical => ("flip_vertical", Vec::new()),
+        Step::Affine(Affine { inverse, size, sampling, .. }) => {
+            let bilinear = f64::from(*sampling == Sampling::Bilinear);
+            let others = [size.height as f64, size.width as f64, bilinear];
+            ("affine", inverse.iter().copied().chain(others).collect())
+        }
+        Step::Mix { keep, chains } => ("mix", vec![f64::from(*keep), chains.len() as f64]),
         Step::GaussianBlur { kernel, sigma } => {
             let numbers = [kernel.height as f64, kernel.width as f64, sigma.0, sigma.1];
             ("gaussian_blur", numbers.to_vec())
@@ -271,7 +292,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Op>()?;
     module.add_class::<Transformer>()?;
     module.add_class::<View>()?;
+    affine::register(module)?;
     color::register(module)?;
     containers::register(module)?;
-    geometry::register(module)
+    geometry::register(module)?;
+    policy::register(module)
 }

@@ -3,19 +3,23 @@
 //! An operation is a value with its parameters; drawing it adds steps with all numbers to a plan. Each operation of a
 //! view, those inside others too, draws from a stream of its own.
 
+mod affine;
 mod color;
 mod containers;
 mod geometry;
+mod policy;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
+pub use affine::{Look, RandomAffine, RandomRotation};
 pub use color::{ColorJitter, GaussianBlur, Grayscale, RandomColor};
 pub use containers::{RandomApply, RandomChoice, RandomOrder};
 pub use geometry::{
     CenterCrop, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, RandomVerticalFlip, Resize,
     Target,
 };
+pub use policy::{AugMix, AutoAugment, Policy, RandAugment, TrivialAugmentWide};
 
 use super::plan::{Border, Kernels, Plan, Step};
 use crate::error::{Error, Result};
