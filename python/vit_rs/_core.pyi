@@ -26,6 +26,7 @@ __all__ = [
     "gaussian_blur",
     "grayscale",
     "interpolation_matrix",
+    "normalize",
     "open_shards",
     "patchify",
     "patchify_converted",
@@ -36,6 +37,7 @@ __all__ = [
     "random_choice",
     "random_color",
     "random_crop",
+    "random_erasing",
     "random_horizontal_flip",
     "random_order",
     "random_posterize",
@@ -182,6 +184,7 @@ def color_jitter(
 ) -> Op: ...
 def gaussian_blur(kernel_size: tuple[int, int], sigma: tuple[float, float]) -> Op: ...
 def grayscale() -> Op: ...
+def normalize(mean: Sequence[float], std: Sequence[float]) -> Op: ...
 def rand_augment(
     num_ops: int, magnitude: int, num_magnitude_bins: int, interpolation: str, fill: Sequence[int] | None
 ) -> Op: ...
@@ -200,6 +203,9 @@ def random_choice(chains: Sequence[Sequence[Op]], weights: Sequence[float]) -> O
 def random_color(name: str, p: float) -> Op: ...
 def random_crop(
     size: tuple[int, int], padding: Sequence[int], pad_if_needed: bool, fill: Sequence[int], padding_mode: str
+) -> Op: ...
+def random_erasing(
+    p: float, scale: tuple[float, float], ratio: tuple[float, float], value: Sequence[float] | None
 ) -> Op: ...
 def random_horizontal_flip(p: float) -> Op: ...
 def random_order(ops: Sequence[Op]) -> Op: ...

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from vit_rs.transforms.mixing import paste
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -69,12 +71,10 @@ class Supervised:
             mixed = torch.lerp(images[order], images, share)
             return MixedBatch(mixed, labels, labels[order], share)
         height, width = images.shape[-2:]
-        top, bottom = _interval(height, share, rng)
-        left, right = _interval(width, share, rng)
-        mixed = images.clone()
-        mixed[..., top:bottom, left:right] = images[order][..., top:bottom, left:right]
+        rows = _interval(height, share, rng)
+        columns = _interval(width, share, rng)
         # The rectangle is clipped at the border: the target follows the area that was really pasted.
-        share = 1.0 - (bottom - top) * (right - left) / (height * width)
+        mixed, share = paste(images, images[order], rows, columns)
         return MixedBatch(mixed, labels, labels[order], share)
 
     def loss(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, step: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from vit_rs.transforms.color import (
     RandomSolarize,
 )
 from vit_rs.transforms.containers import Compose, RandomApply, RandomChoice, RandomOrder
+from vit_rs.transforms.erasing import RandomErasing
 from vit_rs.transforms.geometry import (
     CenterCrop,
     RandomCrop,
@@ -23,6 +24,7 @@ from vit_rs.transforms.geometry import (
     RandomVerticalFlip,
     Resize,
 )
+from vit_rs.transforms.mixing import CutMix, MixUp
 from vit_rs.transforms.multi_crop import MultiCrop
 from vit_rs.transforms.policy import AugMix, AutoAugment, RandAugment, ThreeAugment, TrivialAugmentWide
 from vit_rs.transforms.values import Normalize, ToDtype
@@ -33,8 +35,10 @@ __all__ = [
     "CenterCrop",
     "ColorJitter",
     "Compose",
+    "CutMix",
     "GaussianBlur",
     "Grayscale",
+    "MixUp",
     "MultiCrop",
     "Normalize",
     "RandAugment",
@@ -45,6 +49,7 @@ __all__ = [
     "RandomChoice",
     "RandomCrop",
     "RandomEqualize",
+    "RandomErasing",
     "RandomGrayscale",
     "RandomHorizontalFlip",
     "RandomInvert",

@@ -43,7 +43,10 @@ class Compose(Transform):
         object.__setattr__(self, "transforms", tuple(self.transforms))
         if self.kernels not in ("torch", "pillow", None):
             raise ValueError(f"kernels must be 'torch', 'pillow' or None, got {self.kernels!r}")
-        lower(self)
+        chain = lower(self)
+        if chain.to_dtype is not None:
+            # It stands alone: whether operations go with the values at their place can be told.
+            chain.view()
 
     def steps(self) -> Iterator[Transform]:
         """Yield all transforms, those of a Compose inside one by one."""

@@ -9,6 +9,7 @@ import torch
 
 from vit_rs._core import View
 from vit_rs.transforms.base import PixelTransform, Transform
+from vit_rs.transforms.erasing import RandomErasing
 from vit_rs.transforms.multi_crop import MultiCrop
 from vit_rs.transforms.values import Normalize, ToDtype
 
@@ -28,6 +29,7 @@ class Lowered:
     ops: list[Op]
     float_ops: list[Op]
     to_dtype: ToDtype | None
+    # Done to values as they are written, after all operations but the erasing ones.
     normalize: Normalize | None
     kernels: Literal["torch", "pillow"] | None
 
@@ -66,26 +68,31 @@ def lower(transform: Transform | None) -> Lowered:
         ValueError: an order that cannot be carried out.
     """
     ops: list[Op] = []
-    float_ops: list[Op] = []
+    floats: list[Normalize | PixelTransform] = []
     to_dtype: ToDtype | None = None
-    normalize: Normalize | None = None
     for step in () if transform is None else _steps(transform):
         if isinstance(step, ToDtype):
             if to_dtype is not None:
                 raise ValueError(f"{step} is a second conversion; one ToDtype is possible")
             to_dtype = None if step.dtype == torch.uint8 else step
-        elif isinstance(step, Normalize):
-            if to_dtype is None:
+        elif isinstance(step, (Normalize, PixelTransform)):
+            if to_dtype is not None:
+                floats.append(step)
+            elif isinstance(step, PixelTransform):
+                ops.append(step._op())  # noqa: SLF001  (a method of our own classes)
+            else:
                 raise ValueError(f"{step} needs float values: put ToDtype(torch.float32, scale=True) before it")
-            if normalize is not None:
-                raise ValueError(f"{step} is a second Normalize")
-            normalize = step
-        elif isinstance(step, PixelTransform):
-            (ops if to_dtype is None else float_ops).append(step._op())  # noqa: SLF001  (a method of our own classes)
         else:
             raise ValueError(  # noqa: TRY004  (a transform, but in a wrong place)
                 f"{step} makes several views: it stands alone, and what all views share stands in each"
             )
+    # What stands at the end of most chains is done while values are written: no float image is made.
+    first = floats[0] if floats else None
+    normalize = first if isinstance(first, Normalize) else None
+    rest = floats if normalize is None else floats[1:]
+    if not all(isinstance(step, RandomErasing) for step in rest):
+        normalize, rest = None, floats
+    float_ops = [step._op() for step in rest]  # noqa: SLF001
     return Lowered(ops, float_ops, to_dtype, normalize, getattr(transform, "kernels", None))
 
 

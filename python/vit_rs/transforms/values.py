@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vit_rs import _core
 from vit_rs.transforms.base import Transform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vit_rs._core import Op
 
 __all__ = ["Normalize", "ToDtype"]
 
@@ -63,3 +66,6 @@ class Normalize(Transform):
             raise ValueError(f"mean and std need one value for each channel, got {self.mean!r} and {self.std!r}")
         if not all(map(math.isfinite, (*self.mean, *self.std))) or not all(self.std):
             raise ValueError(f"mean must be finite and std finite and not 0, got {self.mean!r} and {self.std!r}")
+
+    def _op(self) -> Op:
+        return _core.normalize(list(self.mean), list(self.std))

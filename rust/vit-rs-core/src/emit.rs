@@ -5,8 +5,10 @@
 
 use half::{bf16, f16};
 
+use crate::augment::erase::{self, Filler};
+use crate::augment::plan::Fill;
 use crate::error::{Error, Result};
-use crate::image::{ImageView, Size};
+use crate::image::{ImageView, Pixels, Rect, Size};
 use crate::line::{
     Channels, Converter, Element, Float, Normalization, Source, deal, deinterleave, mirror,
 };
@@ -68,6 +70,17 @@ pub enum Values {
     },
 }
 
+impl Values {
+    /// What 8-bit values are multiplied by where they become floats.
+    #[must_use]
+    pub const fn unit(&self) -> f32 {
+        match self {
+            Self::Float { scale: true, .. } => u8::UNIT,
+            _ => 1.0,
+        }
+    }
+}
+
 /// How finished images are written, whatever their size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
@@ -96,6 +109,7 @@ pub struct Emit {
     channels: usize,
     layout: Layout,
     dtype: Dtype,
+    unit: f32,
     /// None where values stay as they are.
     converter: Option<Converter>,
     /// Of the result that images become a part of.
@@ -132,8 +146,7 @@ impl Emit {
                     Some((mean, std)) => Normalization::new(channels, mean, std)?,
                     None => Normalization::new(channels, &[0.0], &[1.0])?,
                 };
-                let unit = if *scale { u8::UNIT } else { 1.0 };
-                Some(Converter::new(&normalization, unit, size.width))
+                Some(Converter::new(&normalization, *scale, size.width))
             }
             (Dtype::U8, Values::Float { .. }) => {
                 return Err(Error::argument("normalised values do not fit uint8"));
@@ -144,7 +157,8 @@ impl Emit {
                 ));
             }
         };
-        Ok(Self { size, channels, layout, dtype, converter, result_bytes: 0 })
+        let unit = values.unit();
+        Ok(Self { size, channels, layout, dtype, unit, converter, result_bytes: 0 })
     }
 
     /// The same for images that are parts of a result of so many bytes: patches of a large one are written past the
@@ -152,6 +166,12 @@ impl Emit {
     #[must_use]
     pub fn part_of(self, bytes: usize) -> Self {
         Self { result_bytes: bytes, ..self }
+    }
+
+    /// What 8-bit values are multiplied by, see [`Values::unit`].
+    #[must_use]
+    pub const fn unit(&self) -> f32 {
+        self.unit
     }
 
     /// The images' size.
@@ -191,11 +211,18 @@ impl Emit {
         self.size.pixels() * self.channels * self.dtype.bytes()
     }
 
-    /// Writes one image into its place.
+    /// Writes one image into its place. Floats have been scaled already, and are normalised and cast only.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the image or the place have another size, or the place is not aligned to its type.
-    pub fn write(&self, image: ImageView<'_>, mirrored: bool, place: &mut [u8]) -> Result<()> {
+    /// [`Error::Argument`] when the image or the place have another size, the place is not aligned to its type, or
+    /// floats should become bytes.
+    pub fn write<'a>(
+        &self,
+        image: impl Into<Pixels<'a>>,
+        mirrored: bool,
+        place: &mut [u8],
+    ) -> Result<()> {
+        let image = image.into();
         if image.size() != self.size
             || image.channels() != self.channels
             || place.len() != self.bytes()
@@ -208,48 +235,141 @@ impl Emit {
                 image.channels()
             )));
         }
-        let copied = |_: Channels, from: &[u8], to: &mut [u8]| to.copy_from_slice(from);
-        match (self.dtype, &self.converter) {
-            (Dtype::F32, Some(converter)) => self.floats::<f32>(image, mirrored, place, converter),
-            (Dtype::F16, Some(converter)) => self.floats::<f16>(image, mirrored, place, converter),
-            (Dtype::Bf16, Some(converter)) => {
-                self.floats::<bf16>(image, mirrored, place, converter)
+        match (image, self.dtype, &self.converter) {
+            (_, Dtype::F32, Some(converter)) => {
+                self.floats(image, mirrored, aligned::<f32>(place)?, converter);
             }
-            _ => {
-                self.store(image, mirrored, place, copied);
-                Ok(())
+            (_, Dtype::F16, Some(converter)) => {
+                self.floats(image, mirrored, aligned::<f16>(place)?, converter);
+            }
+            (_, Dtype::Bf16, Some(converter)) => {
+                self.floats(image, mirrored, aligned::<bf16>(place)?, converter);
+            }
+            (Pixels::Bytes(image), _, _) => {
+                self.store(image, mirrored, place, |_, from, to| to.copy_from_slice(from));
+            }
+            (Pixels::Floats(_), _, _) => {
+                return Err(Error::argument("float images do not fit a uint8 batch"));
             }
         }
+        Ok(())
     }
 
     fn floats<D: Float>(
         &self,
-        image: ImageView<'_>,
+        image: Pixels<'_>,
         mirrored: bool,
-        place: &mut [u8],
+        place: &mut [D],
         converter: &Converter,
-    ) -> Result<()> {
-        let place = bytemuck::try_cast_slice_mut::<u8, D>(place)
-            .map_err(|_| Error::argument("a batch buffer is not aligned to its type"))?;
+    ) {
         let (level, mut room) = (Level::best(), Vec::new());
-        self.store(image, mirrored, place, |channels, from, to| {
-            converter.convert(level, channels, from, to, &mut room);
-        });
+        match image {
+            Pixels::Bytes(image) => self.store(image, mirrored, place, |channels, from, to| {
+                converter.convert(level, channels, from, to, &mut room);
+            }),
+            Pixels::Floats(image) => self.store(image, mirrored, place, |channels, from, to| {
+                converter.convert(level, channels, from, to, &mut room);
+            }),
+        }
+    }
+
+    /// Overwrites a rectangle of an image that was written, in the values' own units.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the rectangle leaves the image, the fill has another number of channels, or the place
+    /// is not this image's.
+    pub fn erase(&self, rect: Rect, fill: &Fill, place: &mut [u8]) -> Result<()> {
+        let filler = Filler::new(rect, fill, self.size, self.channels)?;
+        if place.len() != self.bytes() {
+            return Err(Error::argument(format!(
+                "an image of {} bytes in the batch, got a place of {}",
+                self.bytes(),
+                place.len()
+            )));
+        }
+        match self.dtype {
+            Dtype::U8 => self.overwrite(rect, filler, place, |_, from, to: &mut [u8]| {
+                to.iter_mut().zip(from).for_each(|(to, &from)| *to = erase::byte(from));
+            }),
+            Dtype::F32 => self.overwrite(rect, filler, aligned::<f32>(place)?, round),
+            Dtype::F16 => self.overwrite(rect, filler, aligned::<f16>(place)?, round),
+            Dtype::Bf16 => self.overwrite(rect, filler, aligned::<bf16>(place)?, round),
+        }
         Ok(())
     }
 
-    /// Line by line: mirrored, taken apart into channels, converted, put into its place.
-    fn store<D: Element>(
+    /// Writes each row of a rectangle in runs that lie together in the batch.
+    fn overwrite<D: Element>(
         &self,
-        image: ImageView<'_>,
+        rect: Rect,
+        mut filler: Filler<'_>,
+        place: &mut [D],
+        cast: impl Fn(Level, &[f32], &mut [D]),
+    ) {
+        let (Size { height, width }, channels) = (self.size, self.channels);
+        let level = Level::best();
+        let mut pixels = vec![D::zeroed(); rect.width * channels];
+        let mut planes = vec![D::zeroed(); rect.width * channels];
+        for inner in 0..rect.height {
+            if let Some(row) = filler.next_row(inner) {
+                cast(level, row, &mut pixels);
+                deinterleave(level, channels, &pixels, &mut planes);
+            }
+            let plane = |c: usize| &planes[c * rect.width..][..rect.width];
+            let y = rect.top + inner;
+            match self.layout {
+                Layout::Nchw => {
+                    for c in 0..channels {
+                        let start = (c * height + y) * width + rect.left;
+                        place[start..][..rect.width].copy_from_slice(plane(c));
+                    }
+                }
+                Layout::Nhwc => {
+                    let start = (y * width + rect.left) * channels;
+                    place[start..][..pixels.len()].copy_from_slice(&pixels);
+                }
+                Layout::Patches { patch, order } => {
+                    let vector = patch.pixels() * channels;
+                    let strip = y / patch.height * (width / patch.width) * vector;
+                    let mut x = rect.left;
+                    while x < rect.left + rect.width {
+                        // From here to the end of the patch or of the rectangle.
+                        let run = (patch.width - x % patch.width).min(rect.left + rect.width - x);
+                        let (from, row) = (x - rect.left, y % patch.height);
+                        let vector = &mut place[strip + x / patch.width * vector..][..vector];
+                        match order {
+                            Order::Pqc => {
+                                let start = (row * patch.width + x % patch.width) * channels;
+                                vector[start..][..run * channels]
+                                    .copy_from_slice(&pixels[from * channels..][..run * channels]);
+                            }
+                            Order::Cpq => {
+                                for c in 0..channels {
+                                    let start = (c * patch.height + row) * patch.width;
+                                    vector[start + x % patch.width..][..run]
+                                        .copy_from_slice(&plane(c)[from..][..run]);
+                                }
+                            }
+                        }
+                        x += run;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Line by line: mirrored, taken apart into channels, converted, put into its place.
+    fn store<S: Element, D: Element>(
+        &self,
+        image: ImageView<'_, S>,
         mirrored: bool,
         place: &mut [D],
-        mut convert: impl FnMut(Channels, &[u8], &mut [D]),
+        mut convert: impl FnMut(Channels, &[S], &mut [D]),
     ) {
         let Size { height, width } = self.size;
         let (channels, level) = (self.channels, Level::best());
         let stream = Stream::for_result(self.result_bytes);
-        let mut backwards = vec![0; if mirrored { width * channels } else { 0 }];
+        let mut backwards = vec![S::zeroed(); if mirrored { width * channels } else { 0 }];
         // With one channel all layouts and orders are the same memory: take those that need no rearrangement.
         let layout = match self.layout {
             Layout::Nchw if channels == 1 => Layout::Nhwc,
@@ -259,10 +379,10 @@ impl Emit {
             layout => layout,
         };
         let apart = matches!(layout, Layout::Nchw | Layout::Patches { order: Order::Cpq, .. });
-        let mut planes = vec![0; if apart { width * channels } else { 0 }];
+        let mut planes = vec![S::zeroed(); if apart { width * channels } else { 0 }];
         let mut values = vec![D::zeroed(); width * channels];
         // Runs of a line to the starts of the chunks of `step` values; straight, where it is one run.
-        let mut put = |channels: Channels, line: &[u8], run: usize, target: &mut [D], step| {
+        let mut put = |channels: Channels, line: &[S], run: usize, target: &mut [D], step| {
             if run == line.len() {
                 convert(channels, line, &mut target[..run]);
             } else {
@@ -315,6 +435,15 @@ impl Emit {
             }
         }
     }
+}
+
+fn aligned<D: Element>(place: &mut [u8]) -> Result<&mut [D]> {
+    bytemuck::try_cast_slice_mut(place)
+        .map_err(|_| Error::argument("a batch buffer is not aligned to its type"))
+}
+
+fn round<D: Float>(level: Level, from: &[f32], to: &mut [D]) {
+    D::round(level, to, &mut Vec::new(), |to| to.copy_from_slice(from));
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! 8-bit images in memory: rows of interleaved channels, height x width x channels.
+//! Images in memory: rows of interleaved channels, height x width x channels. Values are 8-bit unless said otherwise.
 
 use crate::error::{Error, Result};
 
@@ -78,19 +78,19 @@ impl Rect {
 
 /// A borrowed image whose rows may be further apart than they are long.
 #[derive(Clone, Copy, Debug)]
-pub struct ImageView<'a> {
-    data: &'a [u8],
+pub struct ImageView<'a, T = u8> {
+    data: &'a [T],
     size: Size,
     channels: usize,
     stride: usize,
 }
 
-impl<'a> ImageView<'a> {
-    /// Views `data` as rows of `size.width * channels` bytes, `stride` bytes apart.
+impl<'a, T: Copy> ImageView<'a, T> {
+    /// Views `data` as rows of `size.width * channels` values, `stride` values apart.
     ///
     /// # Errors
     /// [`Error::Argument`] when the image is empty, rows overlap, or `data` is too short.
-    pub fn new(data: &'a [u8], size: Size, channels: usize, stride: usize) -> Result<Self> {
+    pub fn new(data: &'a [T], size: Size, channels: usize, stride: usize) -> Result<Self> {
         let row = size.width.checked_mul(channels);
         let needed = size
             .height
@@ -102,7 +102,7 @@ impl<'a> ImageView<'a> {
                 Ok(Self { data, size, channels, stride })
             }
             _ => Err(Error::argument(format!(
-                "an image of {size} x {channels} with row stride {stride} does not fit {} bytes",
+                "an image of {size} x {channels} with row stride {stride} does not fit {} values",
                 data.len()
             ))),
         }
@@ -120,27 +120,42 @@ impl<'a> ImageView<'a> {
         self.channels
     }
 
-    /// All bytes from the first pixel on, and how many lie from one row to the next.
-    pub(crate) const fn bytes(&self) -> (&'a [u8], usize) {
+    /// All values from the first pixel on, and how many lie from one row to the next.
+    pub(crate) const fn bytes(&self) -> (&'a [T], usize) {
         (self.data, self.stride)
     }
 
-    /// Row `y`: `width * channels` bytes.
+    /// Row `y`: `width * channels` values.
     #[must_use]
-    pub fn row(&self, y: usize) -> &'a [u8] {
+    pub fn row(&self, y: usize) -> &'a [T] {
         &self.data[y * self.stride..][..self.size.width * self.channels]
     }
 
-    /// The bytes from row `y` on: its own, and as much of what lies behind them as was viewed.
+    /// The values from row `y` on: its own, and as much of what lies behind them as was viewed.
     #[must_use]
-    pub fn from_row(&self, y: usize) -> &'a [u8] {
+    pub fn from_row(&self, y: usize) -> &'a [T] {
         &self.data[y * self.stride..]
     }
 
-    /// Bytes from one row to the next.
+    /// Values from one row to the next.
     #[must_use]
     pub const fn stride(&self) -> usize {
         self.stride
+    }
+
+    /// All values in one slice.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when there are gaps between rows.
+    pub fn values(&self) -> Result<&'a [T]> {
+        let row = self.size.width * self.channels;
+        if self.stride != row {
+            return Err(Error::argument(format!(
+                "rows of {row} values are {} apart, and should have no gaps",
+                self.stride
+            )));
+        }
+        Ok(&self.data[..self.size.height * row])
     }
 
     /// The part of the image inside `rect`, without a copy.
@@ -159,31 +174,78 @@ impl<'a> ImageView<'a> {
     }
 }
 
+/// An image of either kind that the steps of a plan leave.
+#[derive(Clone, Copy, Debug)]
+pub enum Pixels<'a> {
+    /// 8-bit values.
+    Bytes(ImageView<'a>),
+    /// Floats.
+    Floats(ImageView<'a, f32>),
+}
+
+impl Pixels<'_> {
+    /// Height and width.
+    #[must_use]
+    pub const fn size(&self) -> Size {
+        match self {
+            Self::Bytes(view) => view.size,
+            Self::Floats(view) => view.size,
+        }
+    }
+
+    /// Interleaved channels.
+    #[must_use]
+    pub const fn channels(&self) -> usize {
+        match self {
+            Self::Bytes(view) => view.channels,
+            Self::Floats(view) => view.channels,
+        }
+    }
+}
+
+impl<'a> From<ImageView<'a>> for Pixels<'a> {
+    fn from(view: ImageView<'a>) -> Self {
+        Self::Bytes(view)
+    }
+}
+
+impl<'a> From<ImageView<'a, f32>> for Pixels<'a> {
+    fn from(view: ImageView<'a, f32>) -> Self {
+        Self::Floats(view)
+    }
+}
+
 /// An owned image without gaps between rows; its memory is reused from one image to the next.
 #[derive(Clone, Debug, Default)]
-pub struct ImageBuf {
-    data: Vec<u8>,
+pub struct ImageBuf<T = u8> {
+    data: Vec<T>,
     size: Option<Size>,
     channels: usize,
 }
 
-impl ImageBuf {
-    /// Gives the image a new shape and returns its bytes, whose content is unspecified.
-    pub fn reshape(&mut self, size: Size, channels: usize) -> &mut [u8] {
-        let bytes = size.pixels().saturating_mul(channels);
-        if self.data.len() < bytes {
-            self.data.resize(bytes, 0);
+impl<T: Copy + Default> ImageBuf<T> {
+    /// Gives the image a new shape and returns its values, whose content is unspecified.
+    pub fn reshape(&mut self, size: Size, channels: usize) -> &mut [T] {
+        let values = size.pixels().saturating_mul(channels);
+        if self.data.len() < values {
+            self.data.resize(values, T::default());
         }
         self.size = Some(size);
         self.channels = channels;
-        &mut self.data[..bytes]
+        &mut self.data[..values]
+    }
+
+    /// The image's values, to change them where they are; none when no shape was given yet.
+    pub fn values_mut(&mut self) -> &mut [T] {
+        let values = self.size.map_or(0, Size::pixels).saturating_mul(self.channels);
+        &mut self.data[..values]
     }
 
     /// The image, to read.
     ///
     /// # Errors
     /// [`Error::Argument`] when no shape was given yet.
-    pub fn view(&self) -> Result<ImageView<'_>> {
+    pub fn view(&self) -> Result<ImageView<'_, T>> {
         let size = self.size.ok_or_else(|| Error::argument("an image buffer without a shape"))?;
         ImageView::new(&self.data, size, self.channels, size.width * self.channels)
     }

@@ -172,7 +172,7 @@ pub fn patchify_normalized<S: Source, D: Float>(
     if geometry.values() == 0 {
         return geometry.check(images, patches);
     }
-    let converter = Converter::new(normalization, S::UNIT, geometry.width);
+    let converter = Converter::new(normalization, true, geometry.width);
     cut(geometry, &converter, images, patches, threads)
 }
 

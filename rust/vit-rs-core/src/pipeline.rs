@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::augment::canvas::Canvas;
-use crate::augment::plan::{Plan, Step};
+use crate::augment::float::FloatCanvas;
+use crate::augment::plan::{Kernels, Plan, Split, Step};
 use crate::augment::spec::Spec;
 use crate::decode::{Decoder, Header, Orientation, Scale};
 use crate::emit::Emit;
 use crate::error::{Error, Result};
-use crate::image::{ImageBuf, ImageView, Rect, Size};
+use crate::image::{ImageBuf, ImageView, Pixels, Rect, Size};
 use crate::rng::EpochKey;
 use crate::slot::Part;
 use crate::source::{Fetched, Item, Source};
@@ -88,9 +89,49 @@ impl std::fmt::Debug for Pipeline {
 #[derive(Debug, Default)]
 pub(crate) struct Tools {
     pub(crate) decoder: Decoder,
-    pub(crate) canvas: Canvas,
+    pub(crate) canvases: Canvases,
     pub(crate) turned: ImageBuf,
     file: Vec<u8>,
+}
+
+/// Memory for the pixels of both kinds.
+#[derive(Debug, Default)]
+pub(crate) struct Canvases {
+    bytes: Canvas,
+    floats: FloatCanvas,
+}
+
+impl Canvases {
+    /// Carries out a plan's steps up to the last store.
+    pub(crate) fn apply<'a>(
+        &'a mut self,
+        source: ImageView<'a>,
+        kernels: Kernels,
+        split: &Split<'_>,
+        unit: f32,
+    ) -> Result<Pixels<'a>> {
+        let bytes = self.bytes.apply(source, kernels, split.steps)?;
+        if split.float_steps.is_empty() {
+            return Ok(bytes.into());
+        }
+        Ok(self.floats.apply(bytes, unit, split.float_steps)?.into())
+    }
+}
+
+/// Writes a finished image into its place.
+pub(crate) fn write(
+    emit: &Emit,
+    finished: Pixels<'_>,
+    split: &Split<'_>,
+    place: &mut [u8],
+) -> Result<()> {
+    emit.write(finished, split.mirrored, place)?;
+    for step in split.erased {
+        if let Step::Erase { rect, fill } = step {
+            emit.erase(*rect, fill, place)?;
+        }
+    }
+    Ok(())
 }
 
 impl Pipeline {
@@ -166,7 +207,7 @@ impl Pipeline {
         places: &mut [Part],
         tally: &mut Tally,
     ) -> Result<Option<i64>> {
-        let Tools { decoder, canvas, turned, file } = tools;
+        let Tools { decoder, canvases, turned, file } = tools;
         let index = self.index(position)?;
         let mut clock = Instant::now();
         let mut lap = |stage: &mut u64| {
@@ -184,10 +225,11 @@ impl Pipeline {
             let prepared = prepare(decoder, turned, item, self.decoding, specs, key, draw)?;
             lap(&mut tally.decode);
             for ((view, plan), place) in self.views.iter().zip(&prepared.plans).zip(places) {
-                let (region, steps, mirrored) = plan.split();
-                let finished = canvas.apply(prepared.part(region)?, plan.kernels, steps)?;
+                let split = plan.split();
+                let source = prepared.part(split.region)?;
+                let finished = canvases.apply(source, plan.kernels, &split, view.emit.unit())?;
                 lap(&mut tally.augment);
-                view.emit.write(finished, mirrored, place.bytes_mut())?;
+                write(&view.emit, finished, &split, place.bytes_mut())?;
                 lap(&mut tally.emit);
             }
             tally.images += 1;
@@ -252,7 +294,7 @@ impl<'a> Prepared<'a> {
 /// The smallest scale at which every view still has as many pixels as it is resized to.
 fn smallest_scale(plans: &[Plan]) -> Scale {
     let fits = |plan: &Plan, scale: Scale| {
-        let (region, steps, _) = plan.split();
+        let Split { region, steps, .. } = plan.split();
         let d = scale.denominator();
         matches!(steps.first(), Some(Step::Resize { size, .. })
             if region.height / d >= size.height && region.width / d >= size.width)
@@ -276,9 +318,6 @@ pub(crate) fn prepare<'a, 's>(
     let size = frame.size();
     let plan = |(view, spec): (u16, &Spec)| {
         let plan = spec.plan(size, key, draw, view)?;
-        if !plan.float_steps.is_empty() {
-            return Err(Error::argument("operations on floats are not possible yet"));
-        }
         match plan.most_pixels() {
             // A small file must not become a huge image.
             most if most > decoding.max_pixels => Err(Error::sample(format!(
@@ -289,7 +328,7 @@ pub(crate) fn prepare<'a, 's>(
         }
     };
     let plans = (0..).zip(specs).map(plan).collect::<Result<Vec<_>>>()?;
-    let regions = plans.iter().map(|plan| plan.split().0);
+    let regions = plans.iter().map(|plan| plan.split().region);
     let region = regions.reduce(Rect::around).unwrap_or(size.rect());
     let pixels = match content {
         Content::Pixels(pixels) => pixels.crop(region)?,

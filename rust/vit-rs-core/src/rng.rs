@@ -3,11 +3,14 @@
 //! A number is a pure function of (seed, epoch, draw, view, operation, position), so that a sample's augmentation
 //! does not depend on threads, order of work, restarts or on what other samples or operations drew.
 
+use crate::simd::{self, Kernel, Level};
+
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// Philox4x32 with ten rounds: a block of 128 random bits for a counter and a key.
 #[must_use]
+#[inline(always)]
 pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let wide = [
@@ -96,6 +99,14 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// The numbers of one key, which another stream drew with `next_u64`.
+    #[must_use]
+    pub fn keyed(key: u64) -> Self {
+        // The highest place is an operation that no sample has.
+        let key = [key as u32, (key >> 32) as u32];
+        Self { key, counter: [0, u32::MAX, 0, 0], block: [0; 4], used: 4 }
+    }
+
     /// 32 random bits.
     pub fn next_u32(&mut self) -> u32 {
         if self.used == 4 {
@@ -150,6 +161,29 @@ impl Stream {
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }
 
+    /// Writes normally distributed numbers of mean 0 and standard deviation 1, each from 32 random bits.
+    pub fn fill_normal(&mut self, target: &mut [f32]) {
+        let mut bits = [0; 256];
+        for target in target.chunks_mut(bits.len()) {
+            let bits = &mut bits[..target.len()];
+            self.fill_bits(bits);
+            simd::run(Level::best(), Normals { bits, target });
+        }
+    }
+
+    /// As many calls of `next_u32`, several blocks at once.
+    fn fill_bits(&mut self, target: &mut [u32]) {
+        let begun = (4 - self.used).min(target.len());
+        let (begun, target) = target.split_at_mut(begun);
+        begun.fill_with(|| self.next_u32());
+        let (blocks, rest) = target.as_chunks_mut::<4>();
+        let first = self.counter[0];
+        self.counter[0] = first.wrapping_add(blocks.len() as u32);
+        let kernel = Blocks { counter: self.counter, first, key: self.key, target: blocks };
+        simd::run(Level::best(), kernel);
+        rest.fill_with(|| self.next_u32());
+    }
+
     /// The logarithm of a Gamma-distributed number with this shape and scale 1 (Marsaglia and Tsang, "A simple method for
     /// generating gamma variables", ACM TOMS 2000). The number itself may be too small for a float.
     pub fn log_gamma(&mut self, shape: f64) -> f64 {
@@ -183,6 +217,81 @@ impl Stream {
     pub fn chance(&mut self, p: f64) -> bool {
         self.unit() < p
     }
+}
+
+/// Blocks of counters that follow each other.
+struct Blocks<'a> {
+    counter: [u32; 4],
+    first: u32,
+    key: [u32; 2],
+    target: &'a mut [[u32; 4]],
+}
+
+impl Kernel for Blocks<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let [_, b, c, d] = self.counter;
+        for (i, block) in self.target.iter_mut().enumerate() {
+            *block = philox4x32_10([self.first.wrapping_add(i as u32), b, c, d], self.key);
+        }
+    }
+}
+
+/// The normal distribution's quantiles at uniformly drawn probabilities.
+struct Normals<'a> {
+    bits: &'a [u32],
+    target: &'a mut [f32],
+}
+
+impl Kernel for Normals<'_> {
+    #[inline(always)]
+    fn run(self) {
+        for (to, &bits) in self.target.iter_mut().zip(self.bits) {
+            *to = normal_quantile((f64::from(bits) + 0.5) * (1.0 / (1u64 << 32) as f64)) as f32;
+        }
+    }
+}
+
+/// The number below which a share `p`, 0 < p < 1, of the normal distribution lies, within 1e-6 of it (Wichura, algorithm
+/// AS 241, PPND7).
+///
+/// Sums, products, quotients and square roots only: equal bits on every CPU, which the system's logarithm and cosine do
+/// not promise.
+#[inline(always)]
+fn normal_quantile(p: f64) -> f64 {
+    let q = p - 0.5;
+    let r = 0.180_625 - q * q;
+    let centre = q
+        * (((59.109_374_720 * r + 159.291_132_02) * r + 50.434_271_938) * r + 3.387_132_717_9)
+        / (((67.187_563_600 * r + 78.757_757_664) * r + 17.895_169_469) * r + 1.0);
+    let r = (-natural_logarithm(if q < 0.0 { p } else { 1.0 - p })).sqrt();
+    let near = r - 1.6;
+    let near = (((0.170_238_211_03 * near + 1.306_728_481_6) * near + 2.756_815_390_0) * near
+        + 1.423_437_277_7)
+        / ((0.120_211_329_75 * near + 0.737_001_642_50) * near + 1.0);
+    let far = r - 5.0;
+    let far = (((0.017_337_203_997 * far + 0.428_682_943_37) * far + 3.081_226_386_0) * far
+        + 6.657_905_115_0)
+        / ((0.012_258_202_635 * far + 0.241_978_942_25) * far + 1.0);
+    let tail = if r <= 5.0 { near } else { far };
+    if q.abs() <= 0.425 { centre } else { tail.copysign(q) }
+}
+
+/// The natural logarithm of a positive normal number, within 1e-10.
+#[inline(always)]
+fn natural_logarithm(x: f64) -> f64 {
+    // x = mantissa * 2^exponent with the mantissa from sqrt(1/2) to sqrt(2).
+    const ROOT: u64 = 0x3fe6_a09e_667f_3bcd;
+    const MANTISSA: u64 = (1 << 52) - 1;
+    let bits = x.to_bits().wrapping_sub(ROOT);
+    let exponent = f64::from((bits as i64 >> 52) as i32);
+    let mantissa = f64::from_bits((bits & MANTISSA).wrapping_add(ROOT));
+    let s = (mantissa - 1.0) / (mantissa + 1.0);
+    let z = s * s;
+    let series = 1.0
+        + z * (1.0 / 3.0
+            + z * (1.0 / 5.0 + z * (1.0 / 7.0 + z * (1.0 / 9.0 + z * (1.0 / 11.0 + z / 13.0)))));
+    2.0 * s * series + exponent * std::f64::consts::LN_2
 }
 
 #[cfg(test)]
@@ -252,6 +361,53 @@ mod tests {
         order.sort_unstable();
         assert!(order.iter().copied().eq(0..1000));
         assert!(EpochKey::new(7, 1).permutation_of_blocks(&[]).is_empty());
+    }
+
+    #[test]
+    fn normal_numbers_are_the_distributions_quantiles() {
+        // scipy.stats.norm.ppf.
+        let known = [
+            (1e-9, -5.997_807_015),
+            (1e-4, -3.719_016_485),
+            (0.05, -1.644_853_627),
+            (0.075, -1.439_531_471),
+            (0.3, -0.524_400_513),
+            (0.5, 0.0),
+            (0.97, 1.880_793_608),
+            (1.0 - 1e-12, 7.034_487_017),
+        ];
+        for (p, expected) in known {
+            let got: f64 = normal_quantile(p);
+            assert!((got - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{p}: {got}");
+        }
+        for p in (1..=10_000).map(|i| f64::from(i) * 1e-4) {
+            assert!((natural_logarithm(p) - p.ln()).abs() < 1e-10, "{p}");
+        }
+        let mut whole = [0.0; 1000];
+        Stream::keyed(5).fill_normal(&mut whole);
+        let mut parts = [0.0; 1000];
+        let mut stream = Stream::keyed(5);
+        for part in parts.chunks_mut(37) {
+            stream.fill_normal(part);
+        }
+        assert_eq!(whole, parts);
+        let (mut one, mut many) = (Stream::keyed(5), [0; 70]);
+        one.next_u32();
+        let mut other = one.clone();
+        other.fill_bits(&mut many);
+        assert!(many.iter().all(|&bits| bits == one.next_u32()));
+        assert_eq!(other.next_u64(), one.next_u64());
+        assert_ne!(whole[0].to_bits(), {
+            Stream::keyed(6).fill_normal(&mut parts[..1]);
+            parts[0].to_bits()
+        });
+        let bits: Vec<u32> = (0..4000).map(|i: u32| i.wrapping_mul(0x9e37_79b9)).collect();
+        let filled = |level| {
+            let mut target = vec![0.0; bits.len()];
+            simd::run(level, Normals { bits: &bits, target: &mut target });
+            target
+        };
+        assert!(Level::all().iter().all(|&level| filled(level) == filled(Level::all()[0])));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView, Size};
 use crate::line::interleave;
 use crate::memory::Buffer;
-use crate::pipeline::{Decoding, Tools, prepare};
+use crate::pipeline::{Decoding, Tools, prepare, write};
 use crate::rng::EpochKey;
 use crate::simd::Level;
 use crate::source::Item;
@@ -91,19 +91,20 @@ impl Transformer {
         key: EpochKey,
         room: impl Fn(usize) -> Result<Buffer>,
     ) -> Result<Vec<(Buffer, Emit)>> {
-        let Kit { tools: Tools { decoder, canvas, turned, .. }, emits, .. } = kit;
+        let Kit { tools: Tools { decoder, canvases, turned, .. }, emits, .. } = kit;
         emits.resize(self.views.len(), None);
         let specs = self.views.iter().map(|(spec, _)| spec);
         let prepared = prepare(decoder, turned, item, self.decoding, specs, key, 0)?;
         let mut made = Vec::with_capacity(self.views.len());
         for (((_, output), plan), emit) in self.views.iter().zip(&prepared.plans).zip(emits) {
-            let (region, steps, mirrored) = plan.split();
-            let finished = canvas.apply(prepared.part(region)?, plan.kernels, steps)?;
+            let split = plan.split();
+            let (source, unit) = (prepared.part(split.region)?, output.values.unit());
+            let finished = canvases.apply(source, plan.kernels, &split, unit)?;
             let emit = emit_for(emit, output, finished.size(), finished.channels())?;
             let mut buffer = room(emit.bytes())?;
             let bytes = buffer.as_mut_slice().get_mut(..emit.bytes());
             let bytes = bytes.ok_or_else(|| Error::Memory(emit.bytes()))?;
-            emit.write(finished, mirrored, bytes)?;
+            write(emit, finished, &split, bytes)?;
             made.push((buffer, emit.clone()));
         }
         Ok(made)

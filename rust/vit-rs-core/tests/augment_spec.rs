@@ -94,7 +94,7 @@ proptest! {
                 prop_assert_eq!(size, fixed);
             }
         }
-        let (region, _, _) = plan.split();
+        let region = plan.split().region;
         prop_assert!(region.is_inside(source));
     }
 

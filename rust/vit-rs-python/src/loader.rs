@@ -57,6 +57,7 @@ impl Loader {
         let make = || {
             let finished = |view: &Bound<'_, View>| {
                 let view = view.get();
+                view.spec.check_for(Some(source.channels()))?;
                 let size = view.spec.output_size(source.size())?;
                 let emit = view.output.emit(size, source.channels())?;
                 Ok(CoreView { spec: view.spec.clone(), emit })

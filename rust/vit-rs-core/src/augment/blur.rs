@@ -22,7 +22,7 @@ pub(super) struct Blur {
 /// The weights from the middle outwards of a kernel of `length` samples, which add up to 1 with their mirror images.
 ///
 /// Those below 2^-30 of the middle one are left out: together they are less than float32 resolves.
-fn fill_weights(weights: &mut Vec<f32>, length: usize, sigma: f64) {
+pub(super) fn fill_weights(weights: &mut Vec<f32>, length: usize, sigma: f64) {
     let value = |at: usize| (-0.5 * (at as f64 / sigma).powi(2)).exp();
     let radius = length / 2;
     let sum = 1.0 + 2.0 * (1..=radius).map(value).sum::<f64>();

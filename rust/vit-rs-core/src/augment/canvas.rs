@@ -3,8 +3,8 @@
 use super::blur::Blur;
 use super::mix::Mixer;
 use super::plan::{Kernels, Step};
-use super::{affine, color, geometry};
-use crate::error::Result;
+use super::{affine, color, erase, geometry};
+use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView};
 use crate::resample::u8::{Resizer, Rounding};
 use crate::simd::Level;
@@ -55,6 +55,22 @@ impl Canvas {
                 }
                 Step::FlipHorizontal => geometry::flip_horizontal(from, next),
                 Step::FlipVertical => geometry::flip_vertical(from, next),
+                Step::Erase { rect, fill } => {
+                    let (size, channels) = (from.size(), from.channels());
+                    let image = if view.is_some() {
+                        &mut *current
+                    } else {
+                        geometry::copy(from, next);
+                        view = Some(());
+                        std::mem::swap(&mut current, &mut next);
+                        &mut *current
+                    };
+                    erase::erase(image, size, channels, *rect, fill, erase::byte)?;
+                    continue;
+                }
+                Step::Normalize { .. } => {
+                    return Err(Error::argument("Normalize needs floats: put ToDtype before it"));
+                }
                 Step::Affine(map) => {
                     affine::affine(level, from, kernels, map, &mut self.lines, next);
                 }
@@ -83,7 +99,7 @@ impl Canvas {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::augment::plan::Border;
+    use crate::augment::plan::{Border, Fill};
     use crate::image::{Rect, Size};
 
     fn gray(data: &[u8]) -> ImageView<'_> {
@@ -105,6 +121,29 @@ mod tests {
         assert_eq!(window_row(5, 2, Border::Constant([7; 3])), [7, 7]);
         assert_eq!(window_row(-9, 2, Border::Constant([7; 3])), [7, 7]);
         assert_eq!(window_row(-9, 19, Border::Symmetric)[9..12], [1, 2, 3]);
+    }
+
+    #[test]
+    fn erased_where_it_is() {
+        let data: Vec<u8> = (0..12).collect();
+        let image = ImageView::new(&data, Size::new(2, 2), 3, 6).unwrap();
+        let mut canvas = Canvas::default();
+        let rect = Rect { top: 1, left: 0, height: 1, width: 1 };
+        let colour = |values: &[f32]| Step::Erase { rect, fill: Fill::Constant(values.to_vec()) };
+        for (steps, expected) in [
+            (vec![colour(&[90.7])], [90, 90, 90, 9, 10, 11]),
+            (vec![Step::FlipHorizontal, colour(&[1.0, 2.0, 3.0])], [1, 2, 3, 6, 7, 8]),
+            (vec![colour(&[1.0, 2.0, 3.0]), Step::FlipHorizontal], [9, 10, 11, 1, 2, 3]),
+        ] {
+            let view = canvas.apply(image, Kernels::Torch, &steps).unwrap();
+            assert_eq!(view.row(1), expected, "{steps:?}");
+        }
+        assert_eq!(data[6], 6);
+        let wrong = canvas.apply(image, Kernels::Torch, &[colour(&[1.0, 2.0])]).unwrap_err();
+        assert!(wrong.to_string().contains("1 or 3 values, one for each channel, got 2"));
+        let outside = Rect { left: 2, ..rect };
+        let outside = Step::Erase { rect: outside, fill: Fill::Normal(1) };
+        assert!(canvas.apply(image, Kernels::Torch, &[outside]).is_err());
     }
 
     #[test]

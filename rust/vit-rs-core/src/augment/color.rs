@@ -64,6 +64,8 @@ pub(super) fn apply(
             map(source, level, target, move |value| value & mask);
         }
         Color::Solarize(threshold) => {
+            // Whole values from the threshold on are those from the next whole number on.
+            let threshold = threshold.ceil() as u8;
             map(source, level, target, move |value| if value >= threshold { !value } else { value })
         }
         Color::Equalize => look_up(source, &histogram::equalize(source), target),

@@ -1,32 +1,35 @@
-//! Crops, windows and flips: pixels that only move.
+//! Crops, windows and flips: pixels that only move, whatever their type.
 
 use super::plan::Border;
 use crate::image::{ImageBuf, ImageView, Size};
-use crate::line::mirror;
+use crate::line::{Element, mirror};
 use crate::simd::Level;
 
-pub(super) fn rows_mut(
-    target: &mut ImageBuf,
+pub(super) fn rows_mut<T: Copy + Default>(
+    target: &mut ImageBuf<T>,
     size: Size,
     channels: usize,
-) -> std::slice::ChunksExactMut<'_, u8> {
+) -> std::slice::ChunksExactMut<'_, T> {
     target.reshape(size, channels).chunks_exact_mut(size.width * channels)
 }
 
-pub(super) fn copy(source: ImageView<'_>, target: &mut ImageBuf) {
+pub(super) fn copy<T: Copy + Default>(source: ImageView<'_, T>, target: &mut ImageBuf<T>) {
     for (y, row) in rows_mut(target, source.size(), source.channels()).enumerate() {
         row.copy_from_slice(source.row(y));
     }
 }
 
-pub(super) fn flip_vertical(source: ImageView<'_>, target: &mut ImageBuf) {
+pub(super) fn flip_vertical<T: Copy + Default>(source: ImageView<'_, T>, target: &mut ImageBuf<T>) {
     let size = source.size();
     for (y, row) in rows_mut(target, size, source.channels()).enumerate() {
         row.copy_from_slice(source.row(size.height - 1 - y));
     }
 }
 
-pub(super) fn flip_horizontal(source: ImageView<'_>, target: &mut ImageBuf) {
+pub(super) fn flip_horizontal<T: Element + Default>(
+    source: ImageView<'_, T>,
+    target: &mut ImageBuf<T>,
+) {
     let (channels, level) = (source.channels(), Level::best());
     for (y, row) in rows_mut(target, source.size(), channels).enumerate() {
         mirror(level, channels, source.row(y), row);
@@ -55,19 +58,19 @@ pub(super) fn inside(at: i64, len: usize, border: Border) -> Option<usize> {
     }
 }
 
-pub(super) fn window(
-    source: ImageView<'_>,
+pub(super) fn window<T: Copy + Default + From<u8>>(
+    source: ImageView<'_, T>,
     top: i64,
     left: i64,
     size: Size,
     border: Border,
-    target: &mut ImageBuf,
+    target: &mut ImageBuf<T>,
 ) {
     let channels = source.channels();
     let from = source.size();
     let fill = match border {
-        Border::Constant(colour) => colour,
-        _ => [0; 3],
+        Border::Constant(colour) => colour.map(T::from),
+        _ => [T::default(); 3],
     };
     // Columns [start, end) of the window lie inside the image.
     let start = (-left).clamp(0, size.width as i64) as usize;

@@ -5,6 +5,8 @@ mod affine;
 mod blur;
 pub mod canvas;
 mod color;
+pub(crate) mod erase;
+pub mod float;
 mod geometry;
 mod gray;
 mod histogram;

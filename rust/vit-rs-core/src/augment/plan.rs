@@ -26,6 +26,15 @@ pub enum Border {
     Symmetric,
 }
 
+/// What an erased rectangle is filled with, in the units of the values at that place.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fill {
+    /// One value for each channel, or one for all.
+    Constant(Vec<f32>),
+    /// A normally distributed number for each value, of the stream with this key.
+    Normal(u64),
+}
+
 /// One operation with all its numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
@@ -63,6 +72,20 @@ pub enum Step {
         kernel: Size,
         /// Standard deviation along the height and the width, pixels.
         sigma: (f64, f64),
+    },
+    /// Overwrite a part that lies inside the image.
+    Erase {
+        /// The part.
+        rect: Rect,
+        /// What stands there afterwards.
+        fill: Fill,
+    },
+    /// Subtract a mean and divide by a standard deviation: one of each for each channel, or one for all. Floats only.
+    Normalize {
+        /// The means.
+        mean: Vec<f32>,
+        /// The standard deviations.
+        std: Vec<f32>,
     },
     /// The weighted sum of the image and of several chains of it, each with torch's kernels; the sum is cut to 8 bits.
     Mix {
@@ -110,12 +133,12 @@ pub enum Color {
     Hue(f64),
     /// All channels become the gray.
     Grayscale,
-    /// 255 minus the value.
+    /// White minus the value.
     Invert,
     /// Keep this many upper bits.
     Posterize(u8),
-    /// Invert values from this one on.
-    Solarize(u8),
+    /// Invert values from this one on, in the units of the values.
+    Solarize(f64),
     /// Spread each channel's histogram evenly.
     Equalize,
     /// Spread each channel's range over 0 to 255.
@@ -137,6 +160,8 @@ impl Step {
             | Self::FlipVertical
             | Self::Color(_)
             | Self::GaussianBlur { .. }
+            | Self::Erase { .. }
+            | Self::Normalize { .. }
             | Self::Mix { .. } => before,
         }
     }
@@ -177,23 +202,44 @@ impl Plan {
         after.max().unwrap_or(0)
     }
 
-    /// Splits the plan: the part of the stored image to decode, the steps on pixels, and whether the last store
-    /// mirrors left and right.
+    /// Takes out of the plan what the decoder and the last store do.
     #[must_use]
-    pub fn split(&self) -> (Rect, &[Step], bool) {
+    pub fn split(&self) -> Split<'_> {
         let mut region = self.source.rect();
-        let mut steps = &self.steps[..];
+        let (mut steps, mut float_steps) = (&self.steps[..], &self.float_steps[..]);
         while let [Step::Crop(rect), rest @ ..] = steps {
             region = Rect { top: region.top + rect.top, left: region.left + rect.left, ..*rect };
             steps = rest;
         }
+        let kept = float_steps.iter().rposition(|step| !matches!(step, Step::Erase { .. }));
+        let (rest, erased) = float_steps.split_at(kept.map_or(0, |last| last + 1));
+        float_steps = rest;
         let mut mirrored = false;
-        while let ([rest @ .., Step::FlipHorizontal], []) = (steps, &self.float_steps[..]) {
+        while let [rest @ .., Step::FlipHorizontal] = float_steps {
+            mirrored = !mirrored;
+            float_steps = rest;
+        }
+        while let ([rest @ .., Step::FlipHorizontal], []) = (steps, float_steps) {
             mirrored = !mirrored;
             steps = rest;
         }
-        (region, steps, mirrored)
+        Split { region, steps, float_steps, mirrored, erased }
     }
+}
+
+/// A plan in the parts that different stages carry out, in order.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Split<'a> {
+    /// The part of the stored image to decode.
+    pub region: Rect,
+    /// What is done to 8-bit pixels.
+    pub steps: &'a [Step],
+    /// What is done to floats; without any, the pixels stay 8-bit until the last store.
+    pub float_steps: &'a [Step],
+    /// Whether the last store mirrors left and right.
+    pub mirrored: bool,
+    /// What is erased in the batch after that; only [`Step::Erase`].
+    pub erased: &'a [Step],
 }
 
 #[cfg(test)]
@@ -217,10 +263,32 @@ mod tests {
                 Step::FlipHorizontal,
             ],
         };
-        let (region, steps, mirrored) = plan.split();
-        assert_eq!(region, Rect { top: 11, left: 7, height: 20, width: 10 });
-        assert_eq!(steps, [resize]);
-        assert!(mirrored);
+        let split = plan.split();
+        assert_eq!(split.region, Rect { top: 11, left: 7, height: 20, width: 10 });
+        assert_eq!(split.steps, [resize]);
+        assert!(split.mirrored);
         assert_eq!(plan.output(), Size::new(4, 4));
+    }
+
+    #[test]
+    fn last_flips_and_erasing_of_floats_are_left_to_the_store() {
+        let flip = Step::FlipHorizontal;
+        let rect = Rect { top: 0, left: 0, height: 1, width: 1 };
+        let erase = Step::Erase { rect, fill: Fill::Constant(vec![0.5]) };
+        let plan = |steps: &[&Step], float_steps: &[&Step]| Plan {
+            source: Size::new(4, 4),
+            kernels: Kernels::Torch,
+            steps: steps.iter().copied().cloned().collect(),
+            float_steps: float_steps.iter().copied().cloned().collect(),
+        };
+        let lengths = |plan: &Plan| {
+            let split = plan.split();
+            (split.steps.len(), split.float_steps.len(), split.mirrored, split.erased.len())
+        };
+        assert_eq!(lengths(&plan(&[&flip], &[&erase, &erase])), (0, 0, true, 2));
+        assert_eq!(lengths(&plan(&[&erase, &flip], &[])), (1, 0, true, 0));
+        assert_eq!(lengths(&plan(&[&flip, &erase], &[])), (2, 0, false, 0));
+        assert_eq!(lengths(&plan(&[&flip], &[&flip])), (0, 0, false, 0));
+        assert_eq!(lengths(&plan(&[&flip], &[&erase, &flip, &erase])), (1, 1, true, 1));
     }
 }

@@ -212,18 +212,18 @@ pub(crate) enum Channels {
 /// A normalisation made ready for lines.
 #[derive(Clone, Debug)]
 pub(crate) struct Converter {
-    unit: f32,
+    scaled: bool,
     channels: Vec<(f32, f32)>,
     /// The mean and the std of each value of a packed line.
     packed: (Vec<f32>, Vec<f32>),
 }
 
 impl Converter {
-    /// For packed lines of up to `width` pixels. Values are multiplied by `unit` first.
-    pub(crate) fn new(normalization: &Normalization, unit: f32, width: usize) -> Self {
+    /// For packed lines of up to `width` pixels. With `scaled`, values are multiplied by their [`Source::UNIT`] first.
+    pub(crate) fn new(normalization: &Normalization, scaled: bool, width: usize) -> Self {
         let channels = normalization.channels.clone();
         let packed = channels.iter().copied().cycle().take(width * channels.len()).unzip();
-        Self { unit, channels, packed }
+        Self { scaled, channels, packed }
     }
 
     /// Writes a line, converted.
@@ -239,7 +239,7 @@ impl Converter {
             Channels::One(c) => MeanStd::Uniform(self.channels[c].0, self.channels[c].1),
             Channels::Packed => MeanStd::Each(&self.packed.0, &self.packed.1),
         };
-        let by = Affine { unit: self.unit, by };
+        let by = Affine { unit: if self.scaled { S::UNIT } else { 1.0 }, by };
         D::round(level, target, room, |target| S::convert(level, source, target, by));
     }
 }
@@ -257,7 +257,7 @@ mod tests {
     ) {
         let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, -0.225]);
         let normalization = Normalization::new(3, &mean, &std).unwrap();
-        let converter = Converter::new(&normalization, S::UNIT, values.len().div_ceil(3));
+        let converter = Converter::new(&normalization, true, values.len().div_ceil(3));
         let mut room = Vec::new();
         for &level in Level::all() {
             let mut target = vec![D::zeroed(); values.len()];
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn nan_stays_nan() {
         let normalization = Normalization::new(1, &[0.0], &[1.0]).unwrap();
-        let converter = Converter::new(&normalization, 1.0, 1);
+        let converter = Converter::new(&normalization, false, 1);
         for &level in Level::all() {
             let mut target = [bf16::ZERO; 2];
             // The second would be rounded to infinity by arithmetic on its bits.

@@ -37,6 +37,13 @@ pub trait Element: Pod + Send + Sync {
     fn deinterleave(level: Level, pixels: &[Self], planes: [&mut [Self]; 3]) {
         simd::run(level, Deinterleave { pixels, planes });
     }
+
+    /// Writes pixels from the last to the first.
+    #[doc(hidden)]
+    fn mirror(_: Level, channels: usize, pixels: &[Self], target: &mut [Self]) {
+        let places = target.chunks_exact_mut(channels).rev();
+        places.zip(pixels.chunks_exact(channels)).for_each(|(to, from)| to.copy_from_slice(from));
+    }
 }
 
 impl Element for u8 {
@@ -56,6 +63,19 @@ impl Element for u8 {
 
     fn deinterleave(level: Level, pixels: &[Self], planes: [&mut [Self]; 3]) {
         simd::deinterleave_bytes(level, pixels, planes);
+    }
+
+    fn mirror(level: Level, channels: usize, pixels: &[Self], target: &mut [Self]) {
+        match channels {
+            1 => simd::run(level, Reverse { values: pixels, target }),
+            3 => simd::mirror_pixels(level, pixels, target),
+            _ => {
+                let places = target.chunks_exact_mut(channels).rev();
+                places
+                    .zip(pixels.chunks_exact(channels))
+                    .for_each(|(to, from)| to.copy_from_slice(from));
+            }
+        }
     }
 }
 impl Element for u16 {}
@@ -155,17 +175,8 @@ impl Kernel for Reverse<'_> {
 }
 
 /// Writes the pixels of a line from the last to the first.
-pub(crate) fn mirror(level: Level, channels: usize, pixels: &[u8], target: &mut [u8]) {
-    match channels {
-        1 => simd::run(level, Reverse { values: pixels, target }),
-        3 => simd::mirror_pixels(level, pixels, target),
-        _ => {
-            let places = target.chunks_exact_mut(channels).rev();
-            places
-                .zip(pixels.chunks_exact(channels))
-                .for_each(|(to, from)| to.copy_from_slice(from));
-        }
-    }
+pub(crate) fn mirror<T: Element>(level: Level, channels: usize, pixels: &[T], target: &mut [T]) {
+    T::mirror(level, channels, pixels, target);
 }
 
 /// Writes the runs of `length` values of a line to the starts of the chunks of `step` values.

@@ -46,8 +46,7 @@ fn random_solarize(threshold: f64, p: f64) -> PyResult<Op> {
         let text = format!("threshold must be at most 255, got {threshold}");
         return Err(PyValueError::new_err(text));
     }
-    // Whole values from the threshold on are those from the next whole number on.
-    Op::new(RandomColor { color: Color::Solarize(threshold.ceil() as u8), p })
+    Op::new(RandomColor { color: Color::Solarize(threshold), p })
 }
 
 #[pyfunction]

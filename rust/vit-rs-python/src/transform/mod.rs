@@ -5,6 +5,7 @@ mod color;
 mod containers;
 mod geometry;
 mod policy;
+mod values;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use numpy::{PyReadonlyArray3, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use vit_rs_core::augment::plan::{Affine, Color, Kernels, Plan, Sampling, Step};
+use vit_rs_core::augment::plan::{Affine, Color, Fill, Kernels, Plan, Sampling, Step};
 use vit_rs_core::augment::spec::{Op as CoreOp, Spec};
 use vit_rs_core::emit::{Dtype, Layout, Output, Values};
 use vit_rs_core::image::{ImageView, Size};
@@ -137,10 +138,11 @@ fn tell(step: &Step) -> Vec<(&'static str, Vec<f64>)> {
 
 /// A step's name and its numbers: crop (top, left, height, width), window (the same, may reach outside), resize (height,
 /// width), `flip_horizontal` and `flip_vertical` (none), `affine` (the inverse map's six, height, width, and 1 where it is
-/// bilinear), `gaussian_blur` (kernel height and width, sigma of both), `mix` (weight of the image, number of chains), and
-/// the colours' names in lower case (their number, if they have one).
+/// bilinear), `gaussian_blur` (kernel height and width, sigma of both), `mix` (weight of the image, number of chains),
+/// `erase` (top, left, height, width, the values) or `erase_random` (without values), `normalize` (means, then as many
+/// standard deviations), and the colours' names in lower case (their number, if they have one).
 fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
-    let whole = |numbers: &[usize]| numbers.iter().map(|&number| number as f64).collect();
+    let whole = |numbers: &[usize]| numbers.iter().map(|&number| number as f64).collect::<Vec<_>>();
     match step {
         Step::Crop(rect) => ("crop", whole(&[rect.top, rect.left, rect.height, rect.width])),
         Step::Window { top, left, size, .. } => {
@@ -159,6 +161,19 @@ fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
             let numbers = [kernel.height as f64, kernel.width as f64, sigma.0, sigma.1];
             ("gaussian_blur", numbers.to_vec())
         }
+        Step::Erase { rect, fill } => {
+            let mut numbers = whole(&[rect.top, rect.left, rect.height, rect.width]);
+            match fill {
+                Fill::Constant(values) => {
+                    numbers.extend(values.iter().copied().map(f64::from));
+                    ("erase", numbers)
+                }
+                Fill::Normal(_) => ("erase_random", numbers),
+            }
+        }
+        Step::Normalize { mean, std } => {
+            ("normalize", mean.iter().chain(std).copied().map(f64::from).collect())
+        }
         Step::Color(color) => match *color {
             Color::Brightness(factor) => ("brightness", vec![factor]),
             Color::Contrast(factor) => ("contrast", vec![factor]),
@@ -167,7 +182,7 @@ fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
             Color::Grayscale => ("grayscale", Vec::new()),
             Color::Invert => ("invert", Vec::new()),
             Color::Posterize(bits) => ("posterize", vec![f64::from(bits)]),
-            Color::Solarize(threshold) => ("solarize", vec![f64::from(threshold)]),
+            Color::Solarize(threshold) => ("solarize", vec![threshold]),
             Color::Equalize => ("equalize", Vec::new()),
             Color::AutoContrast => ("autocontrast", Vec::new()),
             Color::Sharpness(factor) => ("sharpness", vec![factor]),
@@ -296,5 +311,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     color::register(module)?;
     containers::register(module)?;
     geometry::register(module)?;
-    policy::register(module)
+    policy::register(module)?;
+    values::register(module)
 }

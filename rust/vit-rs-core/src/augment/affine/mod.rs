@@ -54,7 +54,7 @@ pub(super) fn affine(
 
 /// The grid of torchvision's `_affine_grid` and the coordinates that torch's `grid_sample` makes of it: (0, 0) is the
 /// centre of the first pixel.
-struct Grid {
+pub(super) struct Grid {
     /// For x and for y: factors of the column and of the row, a constant, and half the source's length.
     axes: [([f32; 3], f64); 2],
     /// Column and row of the first pixel, counted from the result's centre.
@@ -62,7 +62,7 @@ struct Grid {
 }
 
 impl Grid {
-    fn new(source: Size, map: &Affine) -> Self {
+    pub(super) fn new(source: Size, map: &Affine) -> Self {
         let [a, b, c, d, e, f] = map.inverse;
         let (width, height) = (map.size.width as f64, map.size.height as f64);
         let axis = |[x, y, constant]: [f64; 3], length: usize| {
@@ -82,7 +82,7 @@ impl Grid {
     }
 
     /// Coordinates of row `y`, where the lines hold those of the row before it.
-    fn locate(&self, level: Level, y: usize, lines: [&mut [f32]; 2]) {
+    pub(super) fn locate(&self, level: Level, y: usize, lines: [&mut [f32]; 2]) {
         let axes = self.axes.iter().zip(self.changes(y));
         for (line, (&([column, row, constant], half), changes)) in lines.into_iter().zip(axes) {
             if !changes {

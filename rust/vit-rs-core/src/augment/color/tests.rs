@@ -169,7 +169,7 @@ fn expected(data: &[u8], size: Size, channels: usize, color: Color, kernels: Ker
         Color::Posterize(bits) => {
             each(&|v| (v >> (8 - bits).min(7) << (8 - bits).min(7)) * u8::from(bits > 0))
         }
-        Color::Solarize(threshold) => each(&|v| if v < threshold { v } else { 255 - v }),
+        Color::Solarize(threshold) => each(&|v| if f64::from(v) < threshold { v } else { 255 - v }),
         Color::AutoContrast => by_channel(&|plane, v| {
             let (low, high) = (*plane.iter().min().unwrap(), *plane.iter().max().unwrap());
             match kernels {
@@ -213,7 +213,7 @@ fn colors() -> impl Strategy<Value = Color> {
         Just(Color::Grayscale),
         Just(Color::Invert),
         (0..=8_u8).prop_map(Color::Posterize),
-        any::<u8>().prop_map(Color::Solarize),
+        any::<u8>().prop_map(|v| Color::Solarize(f64::from(v))),
         Just(Color::Equalize),
         Just(Color::AutoContrast),
     ]

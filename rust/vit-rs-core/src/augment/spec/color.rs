@@ -1,6 +1,6 @@
 //! Colours, blur and sharpness.
 
-use super::{Drawing, Op, check_probability};
+use super::{Domain, Drawing, Op, check_probability};
 use crate::augment::plan::{Color, Step};
 use crate::error::{Error, Result};
 use crate::image::Size;
@@ -74,6 +74,19 @@ impl Op for RandomColor {
     fn check(&self) -> Result<()> {
         check_color(self.color)?;
         check_probability(self.p)
+    }
+
+    fn check_for(&self, domain: Domain) -> Result<()> {
+        let white = if domain.floats { 1.0 } else { 255.0 };
+        match self.color {
+            Color::Solarize(threshold) if threshold.is_nan() || threshold > white => {
+                let values = if domain.floats { "floats" } else { "8-bit pixels" };
+                let text =
+                    format!("threshold must be at most {white} for {values}, got {threshold}");
+                Err(Error::argument(text))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {

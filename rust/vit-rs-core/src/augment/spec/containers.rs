@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Drawing, Op, check_probability};
+use super::{Domain, Drawing, Op, check_probability};
 use crate::error::{Error, Result};
 use crate::image::Size;
 use crate::rng::Stream;
@@ -20,6 +20,10 @@ impl Op for RandomApply {
     fn check(&self) -> Result<()> {
         check_probability(self.p)?;
         self.ops.iter().try_for_each(|op| op.check())
+    }
+
+    fn check_for(&self, domain: Domain) -> Result<()> {
+        self.ops.iter().try_for_each(|op| op.check_for(domain))
     }
 
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {
@@ -66,6 +70,10 @@ impl Op for RandomChoice {
         self.chains.iter().flatten().try_for_each(|op| op.check())
     }
 
+    fn check_for(&self, domain: Domain) -> Result<()> {
+        self.chains.iter().flatten().try_for_each(|op| op.check_for(domain))
+    }
+
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {
         let mut left = stream.unit() * self.weights.iter().sum::<f64>();
         let passed = |&weight: &f64| {
@@ -97,6 +105,10 @@ pub struct RandomOrder(pub Vec<Arc<dyn Op>>);
 impl Op for RandomOrder {
     fn check(&self) -> Result<()> {
         self.0.iter().try_for_each(|op| op.check())
+    }
+
+    fn check_for(&self, domain: Domain) -> Result<()> {
+        self.0.iter().try_for_each(|op| op.check_for(domain))
     }
 
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {

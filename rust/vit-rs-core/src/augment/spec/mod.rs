@@ -8,6 +8,7 @@ mod color;
 mod containers;
 mod geometry;
 mod policy;
+mod values;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -20,12 +21,22 @@ pub use geometry::{
     Target,
 };
 pub use policy::{AugMix, AutoAugment, Policy, RandAugment, TrivialAugmentWide};
+pub use values::{ErasingValue, Normalize, RandomErasing};
 
 use super::plan::{Border, Kernels, Plan, Step};
 use crate::error::{Error, Result};
 use crate::image::{Rect, Size};
 use crate::resample::taps::Filter;
 use crate::rng::{EpochKey, Stream};
+
+/// The kind of pixels that an operation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// Floats; else 8-bit values.
+    pub floats: bool,
+    /// How many channels they have, where that is known.
+    pub channels: Option<usize>,
+}
 
 /// An operation with the user's parameters.
 pub trait Op: Debug + Send + Sync {
@@ -34,6 +45,14 @@ pub trait Op: Debug + Send + Sync {
     /// # Errors
     /// [`Error::Argument`] with the one that does not.
     fn check(&self) -> Result<()>;
+
+    /// Looks whether the parameters, and those of operations inside this one, go with pixels of this kind.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with the one that does not.
+    fn check_for(&self, _: Domain) -> Result<()> {
+        Ok(())
+    }
 
     /// Draws this operation's numbers and adds its steps.
     ///
@@ -61,6 +80,8 @@ pub struct Drawing {
     /// Operations that were drawn.
     operations: u16,
     kernels: Kernels,
+    /// Whether the pixels are floats at this point.
+    floats: bool,
     size: Size,
     steps: Vec<Step>,
 }
@@ -76,6 +97,12 @@ impl Drawing {
     #[must_use]
     pub fn kernels(&self) -> Kernels {
         self.kernels
+    }
+
+    /// Whether the pixels are floats at this point, else 8-bit values.
+    #[must_use]
+    pub fn floats(&self) -> bool {
+        self.floats
     }
 
     /// Draws an operation from the next stream.
@@ -153,11 +180,24 @@ impl Spec {
     ) -> Result<Self> {
         let spec = Self { ops, float_ops, kernels };
         spec.all().try_for_each(Op::check)?;
+        spec.check_for(None)?;
         let count = spec.all().map(Op::count).fold(0, usize::saturating_add);
         if count > usize::from(u16::MAX) {
             return Err(Error::argument(format!("{count} operations; 65535 are possible")));
         }
         Ok(spec)
+    }
+
+    /// Looks whether every operation goes with images of so many channels (None: not known yet).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with the parameter that does not.
+    pub fn check_for(&self, channels: Option<usize>) -> Result<()> {
+        let check = |ops: &[Arc<dyn Op>], floats| {
+            ops.iter().try_for_each(|op| op.check_for(Domain { floats, channels }))
+        };
+        check(&self.ops, false)?;
+        check(&self.float_ops, true)
     }
 
     fn all(&self) -> impl Iterator<Item = &dyn Op> {
@@ -171,9 +211,11 @@ impl Spec {
     pub fn plan(&self, source: Size, key: EpochKey, draw: u64, view: u16) -> Result<Plan> {
         let kernels = self.kernels;
         let steps = Vec::with_capacity(self.ops.len() + 1);
-        let mut drawing = Drawing { key, draw, view, operations: 0, kernels, size: source, steps };
+        let (operations, floats, size) = (0, false, source);
+        let mut drawing = Drawing { key, draw, view, operations, kernels, floats, size, steps };
         self.ops.iter().try_for_each(|op| drawing.run(&**op))?;
         let steps = std::mem::take(&mut drawing.steps);
+        drawing.floats = true;
         self.float_ops.iter().try_for_each(|op| drawing.run(&**op))?;
         Ok(Plan { source, kernels, steps, float_steps: drawing.steps })
     }
