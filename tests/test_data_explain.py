@@ -20,6 +20,7 @@ from vit_rs.transforms import (
     RandomHorizontalFlip,
     RandomResizedCrop,
     RandomVerticalFlip,
+    Resize,
     ToDtype,
 )
 
@@ -31,8 +32,10 @@ TRAIN = Compose([RandomResizedCrop(32), RandomHorizontalFlip(), *TAIL])
 def folder(tmp_path_factory) -> ImageFolder:
     root = tmp_path_factory.mktemp("folder")
     (root / "a").mkdir()
+    rng = np.random.default_rng(0)
     for number in range(6):
-        Image.new("RGB", (60 + number, 40)).save(root / "a" / f"{number}.png")
+        pixels = rng.integers(0, 256, (40, 60 + number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "a" / f"{number}.png")
     return ImageFolder(root)
 
 
@@ -81,8 +84,8 @@ def test_the_example_is_the_first_sample_as_it_will_be_made(folder):
     assert "Resize { size: Size { height: 20, width: 20 }, filter: Bilinear }" in text
     top, left, height, width = map(int, crop)
     pixels, _ = folder[int(indices[0])]
-    part = Image.fromarray(pixels[:, top : top + height, left : left + width].permute(1, 2, 0).numpy())
-    assert np.array_equal(images[0].permute(1, 2, 0), np.asarray(part.resize((20, 20), Image.Resampling.BILINEAR)))
+    part = pixels[:, top : top + height, left : left + width]
+    assert torch.equal(images[0], Resize((20, 20))(part))
 
 
 def test_views_kernels_and_layout(folder):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -51,11 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vit-rs", description="Vision Transformers: train, fine-tune at a higher resolution, evaluate."
+        prog="vit-rs",
+        description="Vision Transformers: train, fine-tune at a higher resolution, evaluate; examine data.",
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_train(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -119,6 +123,34 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--list", action="store_true", help="list the recipes and exit")
 
 
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="examine your images: what they are, how fast they load, whether any is damaged",
+        description=(
+            "Examine a folder of images: count kinds and sizes, compare pixels with Pillow and torchvision, measure\n"
+            "the loader beside torchvision and a DataLoader, and say how many threads to use. Pillow and torchvision\n"
+            "are compared with where they are installed."
+        ),
+        epilog="Exit status: 0; 1 where --full found damaged images; 2 for an error; 130 after Ctrl-C.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doctor.set_defaults(run=_doctor)
+    doctor.add_argument("data", metavar="DATA", help="class sub-folders of images")
+    doctor.add_argument("--full", action="store_true", help="decode every image completely, and list the damaged ones")
+    doctor.add_argument(
+        "--seconds", type=float, default=20.0, metavar="N", help="about how long speed is measured (default: 20)"
+    )
+    doctor.add_argument("--threads", type=int, metavar="N", help="most threads to try (default: the usable CPUs)")
+    doctor.add_argument(
+        "--consumer",
+        type=float,
+        metavar="RATE",
+        help="images/s that your training takes, if it is known",
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON in place of the table")
+
+
 def _train(options: argparse.Namespace) -> int:
     if options.list:
         for name in recipe_names():
@@ -147,6 +179,43 @@ def _train(options: argparse.Namespace) -> int:
     print(f"Everything is in {summary['folder']}{os.sep}: start with summary.md.")
     print(f"Try next: {_next_step(config)}")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    for name in ("seconds", "threads", "consumer"):
+        value = getattr(options, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"--{name} must be above 0, got {value}")
+    from vit_rs.data.statistics import usable_cpus  # noqa: PLC0415  (torch is imported here)
+    from vit_rs.doctor import Report, examine, open_files  # noqa: PLC0415
+
+    files = open_files(options.data)
+    report = Report(options.data, usable_cpus(), options.consumer)
+    status = 0
+    try:
+        examine(
+            files,
+            report,
+            full=options.full,
+            seconds=options.seconds,
+            threads=options.threads,
+            progress=_doctor_progress,
+        )
+    except KeyboardInterrupt:
+        status = 130
+    finally:
+        _doctor_progress("", 0, 0)
+    print(json.dumps(report.as_dict(), indent=2) if options.json else report)
+    return status or int(report.damage is not None and bool(report.damage.damaged))
+
+
+def _doctor_progress(part: str, done: int, total: int) -> None:
+    """Tell on standard error how far the doctor has come, in one line that is written over."""
+    if sys.stderr.isatty():
+        share = f"{part}: {min(done / total, 1):.0%}" if total else ""
+        print(f"\r\x1b[K{share}", end="", file=sys.stderr, flush=True)
+    elif total and not done:
+        print(f"vit-rs: {part}", file=sys.stderr)
 
 
 def _recipe_for(data: str | None) -> str:

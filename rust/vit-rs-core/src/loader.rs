@@ -56,9 +56,11 @@ struct Filling {
 }
 
 impl Filling {
-    /// Number of samples that it hands over.
-    fn kept(&self) -> usize {
-        self.positions.len() - self.failures.iter().filter(|failure| !failure.substituted).count()
+    /// Number of samples that it hands over; None where it is an error.
+    fn kept(&self, on_error: OnError) -> Option<usize> {
+        let raised = self.failures.iter().any(|failure| failure.is_raised(on_error));
+        let lost = self.failures.iter().filter(|failure| !failure.substituted).count();
+        (!raised).then(|| self.positions.len() - lost)
     }
 }
 
@@ -69,6 +71,12 @@ struct Failure {
     error: Error,
     /// Whether another one stands there.
     substituted: bool,
+}
+
+impl Failure {
+    fn is_raised(&self, on_error: OnError) -> bool {
+        on_error == OnError::Raise || !self.error.is_bad_sample()
+    }
 }
 
 #[derive(Default)]
@@ -463,7 +471,8 @@ impl Loader {
                 Some(filling) if filling.unfinished == 0 => {
                     state.first += 1;
                     let ready = state.ready();
-                    state.record.hand_over(filling.kept(), ready, asked, now);
+                    let kept = filling.kept(self.shared.pipeline.on_error);
+                    state.record.hand_over(kept, ready, asked, now);
                     filling
                 }
                 unfinished => {
@@ -486,9 +495,8 @@ impl Loader {
         let slots: Option<Vec<_>> = parts.into_iter().map(Parts::finish).collect();
         let mut slots =
             slots.ok_or_else(|| Error::Panic("a part of a batch is still held".to_owned()))?;
-        let skip = self.shared.pipeline.on_error != OnError::Raise;
-        let raised = |failure: &Failure| !skip || !failure.error.is_bad_sample();
-        if let Some(at) = failures.iter().position(raised) {
+        let on_error = self.shared.pipeline.on_error;
+        if let Some(at) = failures.iter().position(|failure| failure.is_raised(on_error)) {
             return Err(failures.swap_remove(at).error);
         }
         if !failures.is_empty() {

@@ -97,11 +97,17 @@ impl Record {
         self.stats.ready = ready;
     }
 
-    /// The consumer's call that began at `asked` got a batch of `images` samples, or an error in place of one.
-    pub(crate) fn hand_over(&mut self, images: usize, ready: usize, asked: Instant, now: Instant) {
+    /// The consumer's call that began at `asked` got a batch of `images` samples; None: an error in its place.
+    pub(crate) fn hand_over(
+        &mut self,
+        images: Option<usize>,
+        ready: usize,
+        asked: Instant,
+        now: Instant,
+    ) {
         self.queue(ready, now);
-        self.stats.batches += 1;
-        self.stats.delivered += images as u64;
+        self.stats.batches += u64::from(images.is_some());
+        self.stats.delivered += images.unwrap_or(0) as u64;
         self.stats.wait += nanoseconds(asked, now);
         self.close(now);
     }
@@ -145,8 +151,11 @@ pub(crate) fn nanoseconds(start: Instant, end: Instant) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn an_epoch_adds_up() {
@@ -159,11 +168,11 @@ mod tests {
         record.queue(1, at(10));
         record.queue(2, at(20));
         // Asked at 30, where two batches wait: 10 ms of one, 10 ms of two.
-        record.hand_over(4, 1, at(30), at(30));
+        record.hand_over(Some(4), 1, at(30), at(30));
         record.add(&tally);
         // Half a call passes without a batch, then one comes.
         record.wait(at(40), at(50));
-        record.hand_over(3, 0, at(50), at(60));
+        record.hand_over(Some(3), 0, at(50), at(60));
         record.fail(["a: bad".to_owned()].into_iter());
         record.end(at(100));
         record.end(at(500));
@@ -177,11 +186,43 @@ mod tests {
     }
 
     #[test]
+    fn an_error_takes_time_and_is_no_batch() {
+        let start = Instant::now();
+        let mut record = Record::new(0, start);
+        record.hand_over(None, 0, start, start + Duration::from_millis(5));
+        let stats = record.stats();
+        assert_eq!((stats.batches, stats.delivered), (0, 0));
+        assert_eq!((stats.wall, stats.wait), (5_000_000, 5_000_000));
+    }
+
+    proptest! {
+        #[test]
+        fn shares_stay_below_one(events in prop::collection::vec((0_u8..4, 0_u64..50, 0_usize..4), 1..40)) {
+            let start = Instant::now();
+            let (mut record, mut now) = (Record::new(0, start), start);
+            for (event, pause, ready) in events {
+                let asked = now;
+                now += Duration::from_micros(pause);
+                match event {
+                    0 => record.queue(ready, now),
+                    1 => record.hand_over(Some(1), ready, asked, now),
+                    2 => record.wait(asked, now),
+                    _ => record.end(now),
+                }
+                let stats = record.stats();
+                prop_assert!(stats.wait <= stats.wall);
+                prop_assert!(stats.ready_time <= 3 * stats.wall);
+                prop_assert!(stats.wall <= nanoseconds(start, now));
+            }
+        }
+    }
+
+    #[test]
     fn what_is_done_behind_the_last_call_is_not_in_the_window() {
         let start = Instant::now();
         let mut record = Record::new(0, start);
         record.add(&Tally { images: 1, busy: 5, ..Tally::default() });
-        record.hand_over(1, 0, start, start + Duration::from_millis(1));
+        record.hand_over(Some(1), 0, start, start + Duration::from_millis(1));
         record.add(&Tally { images: 1, busy: 5, ..Tally::default() });
         record.queue(1, start + Duration::from_millis(1));
         record.queue(1, start + Duration::from_millis(9));

@@ -135,6 +135,8 @@ fn errors_belong_to_their_batch() {
     assert_eq!(values(wait(&loader).unwrap().unwrap()), (9..17).collect::<Vec<_>>());
     assert_eq!(wait(&loader).unwrap_err().to_string(), "number 20: a planted error");
     assert_eq!(values(wait(&loader).unwrap().unwrap()), (25..33).collect::<Vec<_>>());
+    let stats = loader.stats().unwrap();
+    assert_eq!((stats.batches, stats.delivered, stats.tally.images), (3, 24, 31));
 }
 
 #[test]

@@ -152,6 +152,7 @@ impl Loader {
     }
 
     /// A sample's name and size, and the plan of each view, a line for each step; it is read, and not decoded.
+    #[allow(clippy::type_complexity)]
     fn describe(
         &self,
         py: Python<'_>,

@@ -1,0 +1,172 @@
+"""Images per second of the loader and of torchvision with a DataLoader, side by side on the same files."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+
+from vit_rs.data import ImageLoader, LoaderStats
+from vit_rs.doctor import peer
+from vit_rs.exceptions import VitRsError
+from vit_rs.transforms import Compose, Normalize, RandomHorizontalFlip, RandomResizedCrop, ToDtype
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vit_rs.doctor.files import Files
+    from vit_rs.doctor.report import Progress
+
+__all__ = ["Speed", "best_threads", "measure", "medians", "thread_counts"]
+
+BATCH_SIZE = 64
+TRAINING = Compose(
+    [
+        RandomResizedCrop(224),
+        RandomHorizontalFlip(),
+        ToDtype(torch.float32, scale=True),
+        Normalize(peer.MEAN, peer.STD),
+    ]
+)
+# The least number of rounds, after a first one, whose median means something.
+_LEAST_ROUNDS = 3
+# Enough for the threads' pipeline to fill and run; more tell nothing new.
+_LEAST_BATCHES, _MOST_BATCHES = 4, 64
+_ENOUGH = 0.95
+
+
+@dataclass
+class Speed:
+    """Images per second in each round, by number of threads or worker processes.
+
+    Attributes:
+        images: images in an epoch of a round.
+        ours: of the loader.
+        torchvision: of a DataLoader; empty where it could not be measured, and `torchvision_missing` says why.
+        stats: the loader's own statistics of its last round, by number of threads.
+    """
+
+    images: int = 0
+    ours: dict[int, list[float]] = field(default_factory=dict)
+    torchvision: dict[int, list[float]] = field(default_factory=dict)
+    torchvision_missing: str | None = None
+    stats: dict[int, LoaderStats] = field(default_factory=dict)
+
+
+class _Contestant(Protocol):
+    def run(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Ours:
+    def __init__(self, files: Files, indices: list[int], threads: int) -> None:
+        # A map-style data set, though not of torch's class.
+        subset: Subset[Any] = Subset(files.source, indices)  # type: ignore[arg-type]
+        self.loader = ImageLoader(subset, TRAINING, batch_size=BATCH_SIZE, num_threads=threads, on_error="skip")
+
+    def run(self) -> None:
+        for _ in self.loader:
+            pass
+
+    def close(self) -> None:
+        self.loader.close()
+
+
+def thread_counts(most: int) -> list[int]:
+    """Return 1, 2, 4, ... and `most`."""
+    return sorted({1 << power for power in range(most.bit_length()) if 1 << power <= most} | {most})
+
+
+def best_threads(rates: dict[int, float], consumer: float | None) -> int | None:
+    """Return the smallest number of threads that gives what can be had, or what is asked for.
+
+    Args:
+        rates: images per second by number of threads.
+        consumer: images per second that the consumer takes; None: the fewest threads with 95 % of the best rate.
+
+    Returns:
+        A number of threads; None where none of them feeds the consumer.
+    """
+    asked = _ENOUGH * max(rates.values()) if consumer is None else consumer
+    return min((threads for threads, rate in rates.items() if rate >= asked), default=None)
+
+
+def measure(files: Files, speed: Speed, threads: list[int], seconds: float, progress: Progress) -> None:
+    """Measure in interleaved rounds, for about `seconds`, and note in `speed` what is found."""
+    speed.torchvision_missing = None if peer.version("torchvision") else "not installed, or it cannot be imported"
+    with_peer = speed.torchvision_missing is None
+    price = _price(files, with_peer) * sum(1 / count for count in threads)
+    batches = int(seconds / (_LEAST_ROUNDS + 1) / price / BATCH_SIZE)
+    speed.images = BATCH_SIZE * min(max(batches, _LEAST_BATCHES, 2 * max(threads)), _MOST_BATCHES)
+    every = files.spread(speed.images)
+    indices: list[int] = np.resize(every, speed.images).tolist()
+
+    # Processes are forked before the loader's threads exist.
+    peers = {
+        count: peer.TorchvisionLoader(files, indices, batch_size=BATCH_SIZE, workers=count)
+        for count in (threads if with_peer else ())
+    }
+    ours = {count: _Ours(files, indices, count) for count in threads}
+    contests: list[tuple[dict[int, list[float]], int, _Contestant]] = []
+    contests += [(speed.torchvision, count, contestant) for count, contestant in peers.items()]
+    contests += [(speed.ours, count, contestant) for count, contestant in ours.items()]
+    end = time.monotonic() + seconds
+    try:
+        rounds = 0
+        while rounds <= _LEAST_ROUNDS or time.monotonic() < end:
+            for place, (rates, count, contestant) in enumerate(contests):
+                progress("speed", rounds * len(contests) + place, (_LEAST_ROUNDS + 1) * len(contests))
+                if rates is speed.torchvision and speed.torchvision_missing:
+                    continue
+                try:
+                    elapsed = _timed(contestant.run)
+                except (RuntimeError, OSError) as error:
+                    if rates is not speed.torchvision:
+                        raise
+                    speed.torchvision_missing = f"its DataLoader failed: {str(error).splitlines()[0]}"
+                    speed.torchvision.clear()
+                    continue
+                if rounds:  # the first round starts threads and processes, and fills the page cache
+                    rates.setdefault(count, []).append(speed.images / elapsed)
+                    if rates is speed.ours:
+                        speed.stats[count] = ours[count].loader.stats()
+            rounds += 1
+    finally:
+        for _, _, contestant in contests:
+            contestant.close()
+
+
+def _price(files: Files, with_peer: bool) -> float:
+    """Return about how many seconds of a core an image costs all contestants together."""
+    theirs = peer.training_transform() if with_peer else None
+
+    def do(data: bytes) -> None:
+        TRAINING(data)
+        if theirs is not None:
+            theirs(peer.open_image(data))
+
+    prices = []
+    for index in files.spread(8):
+        try:
+            data = files.read(int(index))
+            do(data)  # the first call of all makes more than the transform
+            prices.append(_timed(lambda data=data: do(data)))  # type: ignore[misc]
+        except (VitRsError, OSError, ValueError, SyntaxError):  # noqa: PERF203  (Pillow's for damaged files)
+            continue
+    return max(statistics.mean(prices), 1e-6) if prices else 0.01
+
+
+def _timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def medians(rates: dict[int, list[float]]) -> dict[int, float]:
+    """Return the median rate by number of threads."""
+    return {count: statistics.median(values) for count, values in rates.items() if values}
