@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from comparison import Comparison, Result, Run, Variant, measure
+from comparison import Comparison, Run, Variant, measure
+from operators import Operator, Result
 from torch import Tensor
 
 import vit_rs
@@ -182,7 +183,7 @@ def moved(cut: Cut, dtype: torch.dtype, result: Result) -> Comparison:
         Variant("vit_rs", ours, "ours"),
         Variant("torch, reshape and permute", torch_fresh),
         Variant("torch.compile of reshape and permute", compiled_fresh, compiles=True),
-        Variant("einops", einops_fresh),
+        Variant("einops", einops_fresh, needs=("einops",)),
         Variant("NumPy, ascontiguousarray", numpy_fresh, one_thread=True),
     ]
     if cut.order == "cpq" and dtype.is_floating_point:  # what it is made for
@@ -194,7 +195,7 @@ def moved(cut: Cut, dtype: torch.dtype, result: Result) -> Comparison:
             Variant("torch.compile of the copy_", compiled_out, compiles=True),
             Variant("NumPy, copyto between views", numpy_out, one_thread=True),
         ]
-    return Comparison(
+    return Operator(
         table=f"Patchify, {NAMES[dtype]}, {result}",
         name=str(cut),
         expected=lambda: _reference.patchify(images(), (cut.patch, cut.patch), order=cut.order),
@@ -243,7 +244,7 @@ def joined(cut: Cut, result: Result) -> Comparison:
         Variant("vit_rs", ours, "ours"),
         Variant("torch, reshape and permute", torch_fresh),
         Variant("torch.compile of reshape and permute", compiled_fresh, compiles=True),
-        Variant("einops", einops_fresh),
+        Variant("einops", einops_fresh, needs=("einops",)),
     ]
     if result == BUFFER:
         variants = [
@@ -251,7 +252,7 @@ def joined(cut: Cut, result: Result) -> Comparison:
             Variant("torch, copy_ between views", torch_out),
             Variant("torch.compile of the copy_", compiled_out, compiles=True),
         ]
-    return Comparison(
+    return Operator(
         table=f"Unpatchify, f32, {result}",
         name=str(cut),
         expected=lambda: _reference.unpatchify(
@@ -316,7 +317,7 @@ def normalised(cut: Cut, dtype: torch.dtype, result: Result) -> Comparison:
         return lambda: place().view(cut.image_shape).copy_(source)
 
     kind = f"u8 -> normalised {NAMES[dtype]}, {result}"
-    return Comparison(
+    return Operator(
         table=f"Patchify, {kind}",
         name=str(cut),
         expected=lambda: _reference.patchify(

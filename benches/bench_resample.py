@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from comparison import Comparison, Run, Variant, measure
+from operators import Operator
 from torch import Tensor
 
 import vit_rs
@@ -84,17 +85,18 @@ def resampled(old: int, new: int, width: int, *, antialias: bool) -> Comparison:
         return lambda: resample_abs_pos_embed(table, [new, new], [old, old], antialias=antialias)
 
     table = f"Position embeddings, bicubic, {'antialiased' if antialias else 'not antialiased'}"
-    return Comparison(
+    return Operator(
         table="Position embeddings, a call with next to no work" if old == 1 else table,
         name=f"{old} x {old} -> {new} x {new}, D = {width}",
         expected=lambda: expected_table(old, new, width, **options),
         variants=(
             Variant("vit_rs", ours, "ours"),
-            Variant("timm", timm),
+            Variant("timm", timm, needs=("timm",)),
             *interpolations(old, new, width, **options),
             *products(old, new, width, **options),
         ),
         result="a fresh result",
+        unit="us/call",
         tolerance=TOLERANCE,
     )
 
@@ -121,17 +123,18 @@ def aligned(old: int, new: int, width: int) -> Comparison:
 
         return run
 
-    return Comparison(
+    return Operator(
         table='Position embeddings, convention="jax"',
         name=f"{old} x {old} -> {new} x {new}, D = {width}",
         expected=lambda: expected_table(old, new, width, **options),
         variants=(
             Variant("vit_rs", ours, "ours"),
-            Variant("SciPy, zoom(order=1)", scipy, one_thread=True),
+            Variant("SciPy, zoom(order=1)", scipy, one_thread=True, needs=("scipy",)),
             *interpolations(old, new, width, **options),
             *products(old, new, width, **options),
         ),
         result="a fresh result",
+        unit="us/call",
         tolerance=TOLERANCE,
     )
 

@@ -1,9 +1,12 @@
-"""Run the benches in several passes and write docs/benchmarks.md, and README's table of operators.
+"""Run the benches in several passes and write the pages docs/benchmarks*.md, and README's tables.
 
-    python benches/report.py
+    python benches/report.py operators
+    python benches/report.py loading --data FOLDER
 
-About 20 minutes on two cores, which should have nothing else to do. `--quick` runs everything on small inputs and
-prints the page instead: it shows that the benches work, not how fast anything is.
+Without a name, both. The operators take about 20 minutes on two cores, the loader as long; the machine should have
+nothing else to do. FOLDER holds class folders of JPEGs; without it, photographs that scikit-image ships are read.
+`--quick` runs everything on small inputs and prints the pages instead: it shows that the benches work, not how fast
+anything is.
 """
 
 from __future__ import annotations
@@ -16,46 +19,33 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import corpus
 import machine
 import torch
 from comparison import thread_counts
-from goals import GOALS, README_ROWS, Goal
+from suites import SUITES, Suite
 
 import vit_rs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from goals import Goal
 
 BENCHES = Path(__file__).resolve().parent
-PAGE = BENCHES.parent / "docs" / "benchmarks.md"
+DOCS = BENCHES.parent / "docs"
 README = BENCHES.parent / "README.md"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
-
-METHOD = """\
-## How it was measured
-
-Every variant's result is compared with the same computation in plain torch before it is timed. The variants of a row
-group read the same input and give the same dtype, shape and memory order on the same number of threads; those that
-write into a buffer write into the same one. A fresh result is allocated and freed within the time, page faults
-included. vit_rs keeps the memory of large results that were dropped for later ones, so such a call finds its pages in
-place; "earlier ones held" means that no result is dropped, so that each call needs new memory. Plain copies and casts
-do less than the others: they move no value to another place. What can be made once is made before the time: views,
-matrices, compiled code.
-
-pytest-benchmark times rounds of at least 0.5 ms for 0.15 s, at least five, and five calls where results are held, with
-Python's garbage collector off. Other work on a machine comes and goes, so the variants of a row group run directly one
-after another; the whole is repeated in passes, each in a new process, and every second pass runs the variants in
-reverse order. A time is the median over the passes of a pass's median round; in parentheses stand the quartiles of all
-rounds. A ratio, `x`, is the variant's time over that of vit_rs in the same pass: the median over the passes, in
-parentheses the lowest and the highest. Above 1, vit_rs is faster.
-
-The threads of torch wait for each other, so other work on the machine slows torch on several threads down by more than
-its share: those figures mean something only where the machine had nothing else to do."""
+UNITS = {
+    "us/image": "Microseconds for each image.",
+    "us/call": "Microseconds for each call.",
+    "images/s": "Images a second.",
+}
 
 
 @dataclass(frozen=True)
@@ -63,12 +53,26 @@ class Timing:
     """The times of one variant on one number of threads, in microseconds for each image (or call)."""
 
     role: str
+    unit: str  # that it is shown in
     medians: list[float]  # of each pass
     rounds: list[float]  # of all passes
 
     def __str__(self) -> str:
-        low, _, high = statistics.quantiles(self.rounds, n=4, method="inclusive")
-        return f"{figure(statistics.median(self.medians))} ({figure(low)} - {figure(high)})"
+        ends = (min(self.rounds), max(self.rounds))
+        if len(self.rounds) > 1:
+            low, _, high = statistics.quantiles(self.rounds, n=4, method="inclusive")
+            ends = (low, high)
+        low, high = sorted(map(self.shown, ends))
+        return f"{self.median} ({figure(low)} - {figure(high)})"
+
+    @property
+    def median(self) -> str:
+        """Return the figure that stands for all."""
+        return figure(self.shown(statistics.median(self.medians)))
+
+    def shown(self, microseconds: float) -> float:
+        """Convert a time to the unit that it is shown in."""
+        return 1e6 / microseconds if self.unit == "images/s" else microseconds
 
 
 Variants: TypeAlias = dict[str, Timing]
@@ -79,42 +83,67 @@ Timings: TypeAlias = dict[tuple[str, str], dict[int, Variants]]
 def main() -> int:
     """Measure and write; where a bench fails, return pytest's status and write nothing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("suites", nargs="*", metavar="PAGE", help=f"{' or '.join(SUITES)} (default: all)")
     parser.add_argument("--passes", type=int, default=5, help="runs of all benches (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="small inputs; prints the page unless --out is given")
-    parser.add_argument("--out", type=Path, help="page to write (default: docs/benchmarks.md and README's table)")
+    parser.add_argument("--data", type=Path, help="folder of class folders of JPEGs (default: scikit-image's JPEGs)")
+    parser.add_argument("--only", nargs="+", metavar="BENCH", help="modules to run, such as bench_augment; needs --out")
+    parser.add_argument("--quick", action="store_true", help="small inputs; prints the pages unless --out is given")
+    parser.add_argument("--out", type=Path, help="folder to write the pages to (default: docs/, and README's tables)")
     arguments = parser.parse_args()
     if arguments.passes < 1:
         parser.error(f"--passes: expected at least 1, got {arguments.passes}")
-    split_readme(README.read_text(encoding="utf-8"))  # fails now, not after the measurement
-    about = surroundings(arguments.passes)
-    runs = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(arguments.passes):
-            print(f"pass {number + 1} of {arguments.passes}", flush=True)
-            path = Path(folder) / f"{number}.json"
-            status = run_benches(path, reverse=number % 2 == 1, quick=arguments.quick)
-            if status != 0:
-                return status
-            runs.append(json.loads(path.read_text(encoding="utf-8"))["benchmarks"])
-    timings = collect(runs)
-    written = page(timings, about, quick=arguments.quick)
-    if arguments.out is not None:
-        arguments.out.write_text(written, encoding="utf-8")
-    elif arguments.quick:
-        print(written)
-    else:
-        PAGE.write_text(written, encoding="utf-8")
-        before, after = split_readme(README.read_text(encoding="utf-8"))
-        README.write_text(before + "\n".join(readme_lines(timings)) + after, encoding="utf-8")
-        print("wrote docs/benchmarks.md and README's table")
+    unknown = [name for name in arguments.suites if name not in SUITES]
+    if unknown:
+        parser.error(f"expected {' or '.join(SUITES)}, got {', '.join(unknown)}")
+    suites = [SUITES[name] for name in arguments.suites or SUITES]
+    known = [module for suite in suites for module in suite.modules]
+    if not set(arguments.only or ()) <= set(known):
+        parser.error(f"--only: expected some of {', '.join(known)}, got {', '.join(arguments.only)}")
+    if arguments.only and arguments.out is None and not arguments.quick:
+        parser.error("--only: a part must not replace a whole page; give --out too")
+    for suite in suites:
+        split_readme(README.read_text(encoding="utf-8"), suite)  # fails now, not after the measurement
+        modules = [module for module in suite.modules if module in (arguments.only or suite.modules)]
+        if modules and (status := report(suite, modules, arguments)) != 0:
+            return status
     return 0
 
 
-def run_benches(path: Path, *, reverse: bool, quick: bool) -> int:
-    """Run every bench once, in a new process, with its results in a file; return pytest's status."""
-    command = [sys.executable, "-m", "pytest", str(BENCHES), "-q", "--benchmark-quiet", "--benchmark-save-data"]
+def report(suite: Suite, modules: Sequence[str], arguments: argparse.Namespace) -> int:
+    """Measure the benches of a page and write it; return pytest's status."""
+    about = surroundings(suite, arguments.passes, arguments.data)
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(arguments.passes):
+            print(f"{suite.name}: pass {number + 1} of {arguments.passes}", flush=True)
+            path, start = Path(folder) / f"{number}.json", time.perf_counter()
+            options = ["--reverse"] if number % 2 == 1 else []
+            options += [f"--data={arguments.data.resolve()}"] if arguments.data else []
+            status = run_benches(path, modules, options, quick=arguments.quick)
+            if status != 0:
+                return status
+            print(f"{suite.name}: pass {number + 1} took {time.perf_counter() - start:.0f} s", flush=True)
+            runs.append(json.loads(path.read_text(encoding="utf-8"))["benchmarks"])
+    timings = collect(runs)
+    written = page(suite, timings, about, quick=arguments.quick)
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / suite.page).write_text(written, encoding="utf-8")
+    elif arguments.quick:
+        print(written)
+    else:
+        (DOCS / suite.page).write_text(written, encoding="utf-8")
+        before, after = split_readme(README.read_text(encoding="utf-8"), suite)
+        README.write_text(before + "\n".join(readme_lines(suite, timings)) + after, encoding="utf-8")
+        print(f"wrote docs/{suite.page} and README's table")
+    return 0
+
+
+def run_benches(path: Path, modules: Sequence[str], options: Sequence[str], *, quick: bool) -> int:
+    """Run benches once, in a new process, with their results in a file; return pytest's status."""
+    command = [sys.executable, "-m", "pytest", *(str(BENCHES / f"{module}.py") for module in modules), *options]
+    command += ["-q", "--benchmark-quiet", "--benchmark-save-data"]
     command += [f"--benchmark-json={path}", f"--benchmark-storage=file://{path.parent}"]
-    command += ["--reverse"] if reverse else []
     command += ["--quick", "--benchmark-max-time=0.002", "--benchmark-min-rounds=2"] if quick else []
     return subprocess.run(command, check=False).returncode
 
@@ -123,16 +152,17 @@ def collect(runs: Sequence[Sequence[dict[str, Any]]]) -> Timings:
     """Pool the passes; the first one, which is not reversed, gives the order."""
     timings: Timings = {}
     for bench in (bench for run in runs for bench in run):
-        info, stats = bench["extra_info"], bench["stats"]
+        info = bench["extra_info"]
+        seconds = info.get("seconds") or bench["stats"]["data"]
         unit = 1e6 / info["images"]
         variants = timings.setdefault((info["table"], info["comparison"]), {}).setdefault(info["threads"], {})
-        timing = variants.setdefault(info["variant"], Timing(info["role"], [], []))
-        timing.medians.append(stats["median"] * unit)
-        timing.rounds.extend(value * unit for value in stats["data"])
+        timing = variants.setdefault(info["variant"], Timing(info["role"], info["unit"], [], []))
+        timing.medians.append(statistics.median(seconds) * unit)
+        timing.rounds.extend(value * unit for value in seconds)
     return timings
 
 
-def ratios(variants: Variants, peers: Sequence[str]) -> list[float]:
+def ratios(variants: Variants, peers: Iterable[str]) -> list[float]:
     """Return, for each pass, the time of the fastest of the peers over that of vit_rs."""
     fastest = [min(times) for times in zip(*(variants[peer].medians for peer in peers), strict=True)]
     return [peer / own for peer, own in zip(fastest, ours(variants).medians, strict=True)]
@@ -144,17 +174,22 @@ def ours(variants: Variants) -> Timing:
     return timing
 
 
-def page(timings: Timings, about: Sequence[str], *, quick: bool) -> str:
+def peers_of(variants: Variants) -> list[str]:
+    """Name the variants that do the same work as vit_rs."""
+    return [name for name, timing in variants.items() if timing.role == "peer"]
+
+
+def page(suite: Suite, timings: Timings, about: Sequence[str], *, quick: bool) -> str:
     """Return the page in Markdown."""
-    lines = ["# Benchmarks of the operators", ""]
+    lines = [f"# {suite.title}", ""]
     lines += ["Written by `python benches/report.py`, which measures everything below; do not edit.", ""]
     lines += ["**A quick run on small inputs: its figures say nothing about speed.**", ""] if quick else []
-    lines += [*about, "", METHOD]
+    lines += [*about, "", "## How it was measured", "", suite.method]
     for table in dict.fromkeys(table for table, _ in timings):
         found = {name: threads for (heading, name), threads in timings.items() if heading == table}
-        unit = "call" if table.startswith("Position") else "image"
-        lines += ["", f"## {table}", "", f"Microseconds for each {unit}.", "", *table_lines(found)]
-    lines += ["", "## Goals, on one thread", "", *goal_lines(timings)]
+        [unit] = {ours(variants).unit for threads in found.values() for variants in threads.values()}
+        lines += ["", f"## {table}", "", UNITS[unit], "", *table_lines(found)]
+    lines += ["", f"## {suite.goals_title}", "", *goal_lines(suite.goals, timings)]
     lines += ["", "## Where vit-rs loses", "", *loss_lines(timings), ""]
     return "\n".join(lines)
 
@@ -165,9 +200,9 @@ def table_lines(comparisons: dict[str, dict[int, Variants]]) -> list[str]:
     header = [column for count in counts for column in (f"{count} thread{'s' if count > 1 else ''}", "x")]
     lines = [f"| | | {' | '.join(header)} |", f"| --- | --- |{' ---: | ---: |' * len(counts)}"]
     for name, threads in comparisons.items():
-        for number, variant in enumerate(threads[1]):
+        for number, variant in enumerate(dict.fromkeys(name for variants in threads.values() for name in variants)):
             cells = []
-            for variants in (threads[count] for count in counts):
+            for variants in (threads.get(count, {}) for count in counts):
                 timing = variants.get(variant)
                 beside = timing is not None and timing.role != "ours"
                 cells += ["" if timing is None else str(timing), spread(ratios(variants, [variant])) if beside else ""]
@@ -175,12 +210,12 @@ def table_lines(comparisons: dict[str, dict[int, Variants]]) -> list[str]:
     return lines
 
 
-def goal_lines(timings: Timings) -> list[str]:
+def goal_lines(goals: Sequence[Goal], timings: Timings) -> list[str]:
     """Return the table of goals: what was asked and what was reached."""
     lines = ["| | times the speed of | asked | reached | |", "| --- | --- | ---: | ---: | --- |"]
-    for goal in GOALS:
-        if not all(comparison in timings for comparison in goal.comparisons):
-            lines.append(f"| {goal} | {goal.against} | {goal.asked:g} | | not measured |")
+    for goal in goals:
+        if not all(compared(goal, timings.get(comparison, {})) for comparison in goal.comparisons):
+            lines.append(f"| {named(goal)} | {goal.against} | {goal.asked:g} | | not measured |")
             continue
         what, values = reached(goal, timings)
         verdict = "reached" if statistics.median(values) >= goal.asked else "**missed**"
@@ -188,13 +223,27 @@ def goal_lines(timings: Timings) -> list[str]:
     return lines
 
 
+def named(goal: Goal) -> str:
+    """Say what a goal is about, and on how many threads where that is not one."""
+    return f"{goal}, {goal.threads} threads" if goal.threads > 1 else str(goal)
+
+
+def compared(goal: Goal, threads: dict[int, Variants]) -> list[str]:
+    """Name those variants of a comparison that the goal compares with and that were measured."""
+    variants = threads.get(goal.threads, {})
+    return [peer for peer in goal.peers or peers_of(variants) if peer in variants]
+
+
 def reached(goal: Goal, timings: Timings) -> tuple[str, list[float]]:
     """Return what the goal is about and the ratios of the passes."""
-    each = {comparison: ratios(timings[comparison][1], goal.peers) for comparison in goal.comparisons}
+    each = {
+        comparison: ratios(timings[comparison][goal.threads], compared(goal, timings[comparison]))
+        for comparison in goal.comparisons
+    }
     if goal.several == "geometric mean":
-        return str(goal), [statistics.geometric_mean(values) for values in zip(*each.values(), strict=True)]
+        return named(goal), [statistics.geometric_mean(values) for values in zip(*each.values(), strict=True)]
     least = min(each, key=lambda comparison: statistics.median(each[comparison]))
-    return f"{goal} ({': '.join(least)})" if goal.several == "least" else str(goal), each[least]
+    return f"{named(goal)} ({': '.join(least)})" if goal.several == "least" else named(goal), each[least]
 
 
 def loss_lines(timings: Timings) -> list[str]:
@@ -202,60 +251,72 @@ def loss_lines(timings: Timings) -> list[str]:
     losses = []
     for comparison, threads in timings.items():
         for count, variants in threads.items():
-            for variant in (name for name, timing in variants.items() if timing.role == "peer"):
+            for variant in peers_of(variants):
                 values = ratios(variants, [variant])
                 row = f"| {': '.join(comparison)} | {count} | {variant} | {spread(values)} |"
                 losses.append((statistics.median(values), row))
     rows = [row for ratio, row in sorted(losses) if ratio < 1]
-    note = "Plain copies and casts, which do less, are not counted here; the goals compare with the copies."
+    note = "What does other work, such as a plain copy, is not counted here; the goals compare with it."
     if not rows:
         return [f"To no peer in this run. {note}"]
     note = f"{note} Where the highest ratio is above 1, the passes disagree."
     return [note, "", "| | threads | faster | x |", "| --- | ---: | --- | ---: |", *rows]
 
 
-def readme_lines(timings: Timings) -> list[str]:
-    """Return README's table of operators, with a sentence before and after it."""
-    lines = [
-        f"Microseconds on one thread of {machine.processor()}: for an image of 3 x 224 x 224 in a batch of 64, P = 16;",
-        "for a table of position embeddings. In parentheses: how many times the time of vit-rs.",
-        "",
-        "| | vit-rs | | |",
-        "| --- | ---: | --- | --- |",
-    ]
-    for what, comparison, peers in README_ROWS:
-        variants = timings[comparison][1]
+def readme_lines(suite: Suite, timings: Timings) -> list[str]:
+    """Return README's table of a suite, with a sentence before and after it."""
+    lines = [suite.readme.format(processor=machine.processor()), ""]
+    width = max(len(row.peers) for row in suite.rows)
+    lines += [f"| | vit-rs |{' |' * width}", f"| --- | ---: |{' --- |' * width}"]
+    for row in suite.rows:
+        variants = timings[row.comparison][row.threads]
         cells = [
-            f"{peer}: {figure(statistics.median(variants[peer].medians))} "
-            f"({figure(statistics.median(ratios(variants, [peer])))})"
-            for peer in peers
+            f"{peer}: {variants[peer].median} ({figure(statistics.median(ratios(variants, [peer])))})"
+            for peer in row.peers
+            if peer in variants
         ]
-        lines.append(f"| {what} | {figure(statistics.median(ours(variants).medians))} | {' | '.join(cells)} |")
-    link = "[docs/benchmarks.md](docs/benchmarks.md)"
+        lines.append(f"| {row.what} | {ours(variants).median} | {' | '.join(cells + [''] * (width - len(cells)))} |")
+    link = f"[docs/{suite.page}](docs/{suite.page})"
     return [*lines, "", f"{link}, written with this table by `benches/report.py`, says how, and where vit-rs loses."]
 
 
-def split_readme(text: str) -> tuple[str, str]:
-    """Return what stands before and after the table of operators, the marks included."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(f"README.md: expected {BEGIN} and then {END}, each once")
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n", f"\n{END}{rest.partition(END)[2]}"
+def split_readme(text: str, suite: Suite) -> tuple[str, str]:
+    """Return what stands before and after the table of a suite, the marks included."""
+    begin, end = suite.begin, suite.end
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise SystemExit(f"README.md: expected {begin} and then {end}, each once")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n", f"\n{end}{rest.partition(end)[2]}"
 
 
-def surroundings(passes: int) -> list[str]:
+def surroundings(suite: Suite, passes: int, data: Path | None) -> list[str]:
     """Return what the figures depend on, as a list in Markdown."""
-    peers = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "timm", "einops", "scipy"))
+    versions = {name: version(name) for name in suite.peers}
+    peers = ", ".join(f"{name} {found}" for name, found in versions.items() if found)
+    absent = ", ".join(name for name, found in versions.items() if not found)
     system = f"{platform.system()} {platform.release().partition('-')[0]} on {platform.machine()}"
     features = ", ".join(vit_rs.build_info()["cpu_features"]) or "none"
     cores = max(thread_counts())
     pages = f"transparent huge pages: {machine.huge_pages()}"
-    return [
+    lines = [
         f"- {machine.processor()}, {cores} CPUs; {machine.caches()}; {pages}",
         f"- {system}, Python {platform.python_version()}, torch {torch.__version__}, {peers}",
         f"- vit-rs {vit_rs.__version__} at {machine.commit()}, CPU features used: {features}",
         f"- {dt.datetime.now(dt.timezone.utc):%Y-%m-%d}, {passes} pass{'es' if passes > 1 else ''}",
     ]
+    if suite.reads_files:
+        lines.append(f"- files: {corpus.described(data)}")
+    if absent:
+        lines.append(f"- left out, because not installed: {absent}")
+    return lines
+
+
+def version(distribution: str) -> str | None:
+    """Return the version of what is installed, if it is."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def figure(value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,21 +27,21 @@ def test_every_variant_is_right(load, module):
     comparison, bench = load("comparison"), load(module)
     compared = bench.comparisons(**bench.QUICK)
     assert len(compared) > 4
-    absent = {"einops"} if find_spec("einops") is None else set()  # the one peer that is not among the tests'
     for case in comparison.cases(compared):
-        if case.threads == 1 and not case.variant.compiles and case.variant.name not in absent:
-            comparison.check(case.comparison, case.variant, case.variant.prepare())
+        if case.threads == 1 and not case.variant.compiles:
+            case.comparison.check(case.variant, case.variant.prepare())
 
 
 def test_a_wrong_variant_is_caught(load):
-    comparison = load("comparison")
     out = torch.zeros(3)
-    right = comparison.Comparison("table", "name", lambda: torch.ones(3), (), "into a buffer")
-    fresh = comparison.Comparison("table", "name", lambda: torch.ones(3), (), "a fresh result")
-    wide = comparison.Comparison("table", "name", lambda: torch.ones(3, dtype=torch.float64), (), "a fresh result")
-    variant = comparison.Variant("it", lambda: None)
-    comparison.check(right, variant, lambda: out.fill_(1))
-    comparison.check(fresh, variant, lambda: torch.ones(3))
+    right = load("operators").Operator(
+        table="table", name="name", expected=lambda: torch.ones(3), variants=(), result="into a buffer"
+    )
+    fresh = replace(right, result="a fresh result")
+    wide = replace(fresh, expected=lambda: torch.ones(3, dtype=torch.float64))
+    variant = load("comparison").Variant("it", lambda: None)
+    right.check(variant, lambda: out.fill_(1))
+    fresh.check(variant, lambda: torch.ones(3))
     for compared, run, message in [
         (right, lambda: out, "it: Tensor-likes are not equal"),
         (right, lambda: torch.ones(3), "it: expected into a buffer"),
@@ -50,7 +50,20 @@ def test_a_wrong_variant_is_caught(load):
         (wide, lambda: torch.ones(3), "it: The values for attribute 'dtype' do not match"),
     ]:
         with pytest.raises(AssertionError, match=message):
-            comparison.check(compared, variant, run)
+            compared.check(variant, run)
+
+
+def test_what_is_not_installed_is_left_out(load):
+    comparison = load("comparison")
+    variants = [
+        comparison.Variant("here", lambda: None, needs=("torch", "torch.nn")),
+        comparison.Variant("not here", lambda: None, needs=("torch", "no_such_module")),
+        comparison.Variant("nor here", lambda: None, needs=("no_such_module.part",)),
+    ]
+    compared = load("operators").Operator(
+        table="table", name="name", expected=lambda: None, variants=tuple(variants), result="a fresh result"
+    )
+    assert {case.variant.name for case in comparison.cases([compared])} == {"here"}
 
 
 @pytest.fixture
@@ -64,22 +77,23 @@ def runs(load):
             value = (2e-6 if case.variant.role == "ours" else peer) * case.comparison.images
             info = {"table": case.comparison.table, "comparison": case.comparison.name, "variant": case.variant.name}
             info |= {"role": case.variant.role, "threads": case.threads, "images": case.comparison.images}
-            found[-1].append({"extra_info": info, "stats": {"median": value, "data": [value, value]}})
+            info |= {"unit": case.comparison.unit}
+            found[-1].append({"extra_info": info, "stats": {"data": [value, value]}})
     return found
 
 
 def test_the_report_has_every_figure(load, runs):
-    report = load("report")
+    report, suite = load("report"), load("suites").OPERATORS
     timings = report.collect(runs)
-    page = report.page(timings, ["- a machine"], quick=False)
+    page = report.page(suite, timings, ["- a machine"], quick=False)
     assert "| vit_rs | 2.00 (2.00 - 2.00) |  |" in page
     assert "| timm | 4.00 (3.00 - 5.00) | 2.00 (1.50 - 2.50) |" in page
     assert "not measured" not in page
-    assert page.count("| reached |\n") == sum(goal.asked <= 2 for goal in report.GOALS) > 2
-    assert page.count("| **missed** |") == sum(goal.asked > 2 for goal in report.GOALS) > 2
+    assert page.count("| reached |\n") == sum(goal.asked <= 2 for goal in suite.goals) > 2
+    assert page.count("| **missed** |") == sum(goal.asked > 2 for goal in suite.goals) > 2
     assert "To no peer in this run." in page
-    rows = [line for line in report.readme_lines(timings) if line.startswith("| ")]
-    assert len(rows) == 2 + len(report.README_ROWS)
+    rows = [line for line in report.readme_lines(suite, timings) if line.startswith("| ")]
+    assert len(rows) == 2 + len(suite.rows)
     assert "timm: 4.00 (2.00)" in rows[-1]
 
 
@@ -93,19 +107,36 @@ def test_the_report_lists_losses(load, runs):
         and bench["extra_info"]["table"].endswith("bicubic, antialiased")
         and bench["extra_info"]["threads"] == 1
     ]
-    timm["stats"]["median"] = 0.2e-6  # ratios 1.5 and 0.1: their median is 0.8
-    page = report.page(report.collect(runs), [], quick=False)
+    timm["stats"]["data"] = [0.2e-6]  # ratios 1.5 and 0.1: their median is 0.8
+    page = report.page(load("suites").OPERATORS, report.collect(runs), [], quick=False)
     lost = page.partition("## Where vit-rs loses")[2]
     name = "Position embeddings, bicubic, antialiased: 37 x 37 -> 74 x 74, D = 768"
     assert f"| {name} | 1 | timm | 0.800 (0.100 - 1.50) |" in lost
     assert lost.count("\n| ") == 3
 
 
-def test_readme_has_a_place_for_the_table(load):
+def test_readme_has_a_place_for_each_table(load):
     report = load("report")
     text = report.README.read_text(encoding="utf-8")
-    before, after = report.split_readme(text)
-    assert before.endswith(report.BEGIN + "\n")
-    assert after.startswith("\n" + report.END)
-    with pytest.raises(SystemExit, match=r"README\.md: expected <!-- benchmarks:begin -->"):
-        report.split_readme("no marks")
+    for suite in load("suites").SUITES.values():
+        before, after = report.split_readme(text, suite)
+        assert before.endswith(suite.begin + "\n")
+        assert after.startswith("\n" + suite.end)
+    with pytest.raises(SystemExit, match=r"README\.md: expected <!-- loading:begin -->"):
+        report.split_readme("no marks", suite)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--passes", "0"], "--passes: expected at least 1, got 0"),
+        (["speed"], "expected operators or loading, got speed"),
+        (["operators", "--only", "bench_loader"], "expected some of bench_patchify, bench_resample, got bench_loader"),
+        (["--only", "bench_loader"], "a part must not replace a whole page; give --out too"),
+    ],
+)
+def test_the_report_refuses(load, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+    with pytest.raises(SystemExit):
+        load("report").main()
+    assert message in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""The pages that report.py writes: the benches that each holds, what it says about its method, its goals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from goals import LOADING_GOALS, LOADING_ROWS, OPERATOR_GOALS, OPERATOR_ROWS, Goal, ReadmeRow
+
+PASSES = """\
+with Python's garbage collector off.
+
+Other work on a machine comes and goes, so the variants of a row group run directly one after another; the whole is
+repeated in passes, each in a new process, and every second pass runs the variants in reverse order. A figure is the
+median over the passes of a pass's median round; in parentheses stand the quartiles of all rounds. A ratio, `x`, is the
+variant's time over that of vit_rs in the same pass: the median over the passes, in parentheses the lowest and the
+highest. Above 1, vit_rs is faster."""
+
+OPERATOR_METHOD = f"""\
+Every variant's result is compared with the same computation in plain torch before it is timed. The variants of a row
+group read the same input and give the same dtype, shape and memory order on the same number of threads; those that
+write into a buffer write into the same one. A fresh result is allocated and freed within the time, page faults
+included. vit_rs keeps the memory of large results that were dropped for later ones, so such a call finds its pages in
+place; "earlier ones held" means that no result is dropped, so that each call needs new memory. Plain copies and casts
+do less than the others: they move no value to another place. What can be made once is made before the time: views,
+matrices, compiled code.
+
+pytest-benchmark times rounds of at least 0.5 ms for 0.15 s, at least five, and five calls where results are held,
+{PASSES}
+
+The threads of torch wait for each other, so other work on the machine slows torch on several threads down by more than
+its share: those figures mean something only where the machine had nothing else to do."""
+
+LOADING_METHOD = f"""\
+All variants of a row group read the same files. Before it is timed, each shows what it does without randomness: the
+picture that it makes of a file is compared with torchvision's, in units of 1/255, with a bound for each variant that
+`benches/peers_transform.py` and `benches/peers_augment.py` state; random results are checked for their number, shape,
+dtype and memory order. "Not antialiased" peers do less work than the others.
+
+Decode and augment: JPEG files in memory become normalised f32 images, (3, 224, 224), or batches of them, for a whole
+set in each round. `vit_rs` is `ImageLoader`; `vit_rs, transform(bytes)` is the same chain called file by file.
+Peers that take one image at a time run in a Python loop; on two threads, in two Python threads, which share the
+interpreter. DALI runs in batches of 64, without prefetching, because it would otherwise work while others are measured.
+The native loop is Rust's `cargo bench --bench loader_limit`, without Python and batches.
+
+Batches: a round is one epoch over a folder of files that lie in the page cache, to torch batches in the training
+process, after an epoch that is not timed. The processes of DataLoader and webdataset start before the time and persist
+(`persistent_workers=True`); DALI and vit_rs prefetch two batches. FFCV and webdataset read their own copies of the
+files, made before the time; FFCV's are encoded anew at quality 95, and its batches are channels-last in memory, which
+is faster for it.
+
+Augmentations: one image of 224 x 224 in memory, u8, no decoding, one thread; the mean of many draws in each round.
+vit_rs takes and gives tensors (3, 224, 224), as torchvision's tensor kernels do; PIL images, and arrays (224, 224, 3)
+for albumentations, kornia-rs and cv2, are those libraries' own. kornia-rs and cv2 blur with a fixed sigma of 1 where
+the others draw one.
+
+Rounds of single operations and policies last at least 0.5 ms, the others as long as the whole set takes; all are timed
+{PASSES}"""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The benches of one page of docs/ and one table of README."""
+
+    name: str
+    title: str
+    page: str  # in docs/
+    modules: tuple[str, ...]
+    method: str
+    goals: tuple[Goal, ...]
+    goals_title: str
+    peers: tuple[str, ...]  # distributions whose versions the page states
+    rows: tuple[ReadmeRow, ...]
+    readme: str  # stands above README's table; {processor} is filled in
+    mark: str  # of README's table
+    reads_files: bool = False
+
+    @property
+    def begin(self) -> str:
+        """Return the line above README's table."""
+        return f"<!-- {self.mark}:begin -->"
+
+    @property
+    def end(self) -> str:
+        """Return the line below README's table."""
+        return f"<!-- {self.mark}:end -->"
+
+
+OPERATORS = Suite(
+    name="operators",
+    title="Benchmarks of the operators",
+    page="benchmarks.md",
+    modules=("bench_patchify", "bench_resample"),
+    method=OPERATOR_METHOD,
+    goals=OPERATOR_GOALS,
+    goals_title="Goals, on one thread",
+    peers=("numpy", "timm", "einops", "scipy"),
+    rows=OPERATOR_ROWS,
+    readme="Microseconds on one thread of {processor}: for an image of 3 x 224 x 224 in a batch of 64, P = 16;\n"
+    "for a table of position embeddings. In parentheses: how many times the time of vit-rs.",
+    mark="benchmarks",
+)
+LOADING = Suite(
+    name="loading",
+    title="Benchmarks of the image loader",
+    page="benchmarks-loading.md",
+    modules=("bench_transform", "bench_loader", "bench_augment"),
+    method=LOADING_METHOD,
+    goals=LOADING_GOALS,
+    goals_title="Goals",
+    peers=(
+        "torchvision",
+        "pillow",
+        "albumentations",
+        "opencv-python-headless",
+        "kornia-rs",
+        "nvidia-dali-cuda130",
+        "ffcv",
+        "webdataset",
+    ),
+    rows=LOADING_ROWS,
+    readme="Images a second on {processor}, 224 x 224, f32. In parentheses: how many times the time of vit-rs.",
+    mark="loading",
+    reads_files=True,
+)
+SUITES = {suite.name: suite for suite in (OPERATORS, LOADING)}
