@@ -1,4 +1,4 @@
-"""Lists and Python data sets as sources: bytes and paths, exceptions at their batch, a thread that never stays behind."""
+"""Lists and Python data sets as sources: bytes and paths, exceptions at their batch, a thread that never stays."""
 
 from __future__ import annotations
 
@@ -89,8 +89,7 @@ def test_every_kind_of_source_gives_the_same_batches(paths):
     labels = torch.cat([batch[1] for batch in reference])
     assert torch.equal(labels, torch.cat([batch[2] for batch in reference]) % 3)
     mixed = [
-        (encoded(number), label) if number % 2 else (Path(path), label)
-        for number, (path, label) in enumerate(paths)
+        (encoded(number), label) if number % 2 else (Path(path), label) for number, (path, label) in enumerate(paths)
     ]
     assert same(batches(mixed), reference)
     for threads, prefetch in ((1, 1), (2, 2), (5, 4)):
@@ -101,16 +100,16 @@ def test_lists_name_their_images(paths, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     samples = [paths[0], (encoded(1), 1), (b"nothing", np.int64(2)), (tmp_path / "bad.jpg", 0)]
     loader = ImageLoader(samples[:3], AUGMENT, batch_size=3)
-    with loader, pytest.raises(DecodeError, match="^image 2: no known image format"):
+    with loader, pytest.raises(DecodeError, match=r"^image 2: no known image format"):
         next(iter(loader))
     loader = ImageLoader(samples[3:], AUGMENT, batch_size=1)
     with loader, pytest.raises(DecodeError, match=re.escape(f"{tmp_path / 'bad.jpg'}: no known image format")):
         next(iter(loader))
     with ImageLoader(samples, AUGMENT, batch_size=4, on_error="skip") as loader:
         assert next(iter(loader))[1].tolist() == [0, 1]
-    with ImageLoader([("no/such/file.jpg", 0)], AUGMENT, batch_size=1) as loader:
-        with pytest.raises(FileNotFoundError, match=re.escape("no/such/file.jpg")):
-            next(iter(loader))
+    loader = ImageLoader([("no/such/file.jpg", 0)], AUGMENT, batch_size=1)
+    with loader, pytest.raises(FileNotFoundError, match=re.escape("no/such/file.jpg")):
+        next(iter(loader))
     with ImageLoader(Subset(samples, [1, 0]), AUGMENT, batch_size=2) as loader:
         assert next(iter(loader))[1].tolist() == [1, 0]
     with ImageLoader([], AUGMENT, batch_size=1) as loader:
@@ -228,9 +227,9 @@ def test_bad_samples_of_a_data_set_are_skipped_or_substituted():
 )
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_wrong_items_are_errors_whatever_on_error_says(item, text, on_error):
-    with ImageLoader(EncodedDataset([item]), AUGMENT, batch_size=1, on_error=on_error) as loader:
-        with pytest.raises(TypeError, match=re.escape(text)):
-            list(loader)
+    loader = ImageLoader(EncodedDataset([item]), AUGMENT, batch_size=1, on_error=on_error)
+    with loader, pytest.raises(TypeError, match=re.escape(text)):
+        list(loader)
 
 
 def test_wrong_data_sets():
@@ -239,9 +238,9 @@ def test_wrong_data_sets():
 
 
 def test_undecodable_bytes_name_the_sample():
-    with ImageLoader(EncodedDataset([(b"x", 0)]), AUGMENT, batch_size=1) as loader:
-        with pytest.raises(DecodeError, match="^sample 0: no known image format"):
-            next(iter(loader))
+    loader = ImageLoader(EncodedDataset([(b"x", 0)]), AUGMENT, batch_size=1)
+    with loader, pytest.raises(DecodeError, match=r"^sample 0: no known image format"):
+        next(iter(loader))
 
 
 def test_an_abandoned_epoch_leaves_nothing_behind():
@@ -349,4 +348,5 @@ def test_a_data_set_may_use_loaders_itself():
             with ImageLoader(inner, AUGMENT, batch_size=6) as loader:
                 return inner[index][0], int(next(iter(loader))[1][index])
 
-    assert torch.cat([batch[1] for batch in batches(EncodedDataset(Nested()), shuffle=False)]).tolist() == list(range(6))
+    labels = torch.cat([batch[1] for batch in batches(EncodedDataset(Nested()), shuffle=False)])
+    assert labels.tolist() == list(range(6))

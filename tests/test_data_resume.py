@@ -277,7 +277,7 @@ def test_without_a_last_batch_the_rest_is_cut():
 
 
 def test_pixels_do_not_depend_on_the_ranks(reference):
-    expected = {int(index): image for images, _, order in reference[0] for image, index in zip(images, order)}
+    expected = {int(index): image for batch in reference[0] for image, index in zip(batch[0], batch[2], strict=True)}
     with make(rank=1, world_size=3, batch_size=5) as loader:
         for images, _, order in loader:
             assert all(torch.equal(image, expected[int(i)]) for image, i in zip(images, order, strict=True))

@@ -1,4 +1,4 @@
-"""TarShards: WebDataset's samples, read at random; Python's tarfile writes the shards, webdataset's rules group them."""
+"""TarShards: WebDataset's samples, read at random; Python's tarfile writes the shards, webdataset's rules group."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_gzipped_shards_hold_the_same_samples_and_shuffle_shard_by_shard(shards,
     assert by_shard[:, 0].tolist() != [0, 1, 2, 3]
     assert any(row.tolist() != sorted(row.tolist()) for row in order.reshape(4, PER_SHARD))
     # Pixels do not depend on how the order came about.
-    plain = {int(i): image for images, _, indices in batches(TarShards(shards)) for image, i in zip(images, indices)}
+    plain = {int(i): image for batch in batches(TarShards(shards)) for image, i in zip(batch[0], batch[2], strict=True)}
     assert all(
         torch.equal(image, plain[int(i)])
         for images, _, indices in shuffled
@@ -216,7 +216,7 @@ def test_label_key_and_classes(tmp_path):
     assert TarShards(path, classes=["x", "y"]).classes == ["x", "y"]
     with pytest.raises(ValueError, match=re.escape("a.tar: 0.jpg) has no name: only 3 classes are given")):
         TarShards(path, label_key="fine", classes=["x", "y", "z"])
-    with pytest.raises(DatasetError, match=re.escape("0.json has no number of a class in field \"other\"")):
+    with pytest.raises(DatasetError, match=re.escape('0.json has no number of a class in field "other"')):
         TarShards(path, label_key="other")
 
 

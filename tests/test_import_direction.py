@@ -47,6 +47,7 @@ RUST_ORDER = (
     {"augment"},
     {"emit"},
     {"source"},
+    {"order"},
     {"slot"},
     {"statistics"},
     {"order"},

@@ -40,7 +40,7 @@ class EncodedDataset:
     a loader's promise to repeat itself.
 
     Args:
-        dataset: has `len(dataset)`, and gives (image, label) for `dataset[i]`. image: a JPEG's or PNG's bytes, as
+        dataset: has `len(dataset)`, and gives (image, label) for `dataset[i]`. image: a JPEG's, PNG's or WebP's bytes, as
             bytes, bytearray, memoryview, or a one-dimensional u8 array or tensor; label: an integer.
         classes: the classes' names, index = label, where they are of use.
 
@@ -87,11 +87,14 @@ class Feeder:
         self._thread: _Thread | None = None
 
     def start(self) -> None:
-        """Start the thread, if it does not run; forget the errors of an earlier epoch."""
-        self._errors.clear()
+        """Start the thread, if it does not run."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = _Thread(self.feed, self._dataset, self._errors, keep_errors=self._keep_errors)
             self._thread.start()
+
+    def forget(self) -> None:
+        """Let go of the exceptions of an epoch that is over."""
+        self._errors.clear()
 
     def error(self, ticket: int, text: str) -> BaseException:
         """Return the exception that answered a request."""
@@ -104,6 +107,7 @@ class Feeder:
 
     def close(self) -> None:
         """End the thread; one inside the data set ends after this sample."""
+        self.forget()
         if self._thread is not None:
             self._thread.end()
 

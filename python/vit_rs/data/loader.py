@@ -201,6 +201,8 @@ class ImageLoader:
             self._stand(self._epoch + 1)
         self._resuming = False
         self._iteration += 1
+        if self._feeder is not None:
+            self._feeder.forget()
         self._loader.start(self._order(), None, epoch=self._epoch, drop_last=self.drop_last, first=0)
         if self._feeder is not None:
             self._feeder.start()
@@ -254,8 +256,8 @@ class ImageLoader:
         return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
     def _order(self) -> Index:
-        shuffled = self.shuffle
-        order = self._loader.permutation(self._epoch) if shuffled else np.arange(self._samples, dtype=np.uint64)
+        shuffle = self.shuffle
+        order = self._loader.permutation(self._epoch) if shuffle else np.arange(self._samples, dtype=np.uint64)
         return share(order, self._consumed, rank=self.rank, world_size=self.world_size, drop_last=self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
@@ -272,11 +274,10 @@ class ImageLoader:
         self._resuming = False
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the loader stands: the epoch, how many samples of its order all ranks together have consumed, and
-        what gives that a meaning.
+        """Return the epoch, how many samples of its order all ranks together have consumed, and what they are of.
 
-        All ranks stand at the same place, so that the state of one is the state of all.
-        """  # noqa: D205
+        Ranks in step stand at the same place: the state of one is the state of all.
+        """
         ended = self._yielded and self._yielded == self._batches_in(self._samples - self._consumed)
         done = self._yielded * self.batch_size * self.world_size
         epoch, consumed = (self._epoch + 1, 0) if ended else (self._epoch, self._consumed + done)

@@ -34,14 +34,14 @@ class Opened:
         core: where samples come from.
         subset: index in `core` of each sample that is used; None = all.
         samples: number of samples that are used.
-        labels: of each of them; None where they come with the samples.
+        labels: of each of them; none at all where they come with the samples.
         feeder: serves `core`, where Python reads the samples.
     """
 
     core: Source
     subset: Index | None
     samples: int
-    labels: np.ndarray[Any, np.dtype[np.int64]] | None
+    labels: np.ndarray[Any, np.dtype[np.int64]]
     feeder: Feeder | None = None
 
 
@@ -57,11 +57,11 @@ def open_source(source: ImageSource, *, keep_errors: bool) -> Opened:
         ValueError: a Subset with an index outside its data set.
     """
     base, subset = _flatten(source)
-    feeder, labels = None, None
     if isinstance(base, EncodedDataset):
         feeder = Feeder(base.dataset, keep_errors=keep_errors)
-        core = Source.feed(feeder.feed)
-    elif isinstance(base, ArrayDataset):
+        count = len(base) if subset is None else len(subset)
+        return Opened(Source.feed(feeder.feed), subset, count, np.empty(0, np.int64), feeder)
+    if isinstance(base, ArrayDataset):
         core, labels = Source.array(base.images), base.targets
     elif isinstance(base, TarShards):
         core, labels = base.core_source, base.targets
@@ -72,11 +72,9 @@ def open_source(source: ImageSource, *, keep_errors: bool) -> Opened:
     else:
         entries, labels = _listed(base)
         core = Source.mixed(entries)
-    samples = len(core) if subset is None else len(subset)
-    targets = None if labels is None else np.asarray(labels, dtype=np.int64)
-    if targets is not None and subset is not None:
-        targets = targets[subset]
-    return Opened(core, subset, samples, targets, feeder)
+    targets = np.asarray(labels, dtype=np.int64)
+    targets = targets if subset is None else targets[subset]
+    return Opened(core, subset, len(targets), targets)
 
 
 def _flatten(source: ImageSource) -> tuple[Any, Index | None]:

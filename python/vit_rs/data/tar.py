@@ -31,9 +31,8 @@ class TarShards:
     every shard and sample with every other. Making this reads all headers and labels once.
 
     Gzipped shards, told by content, have no random access. Making this inflates each of them once, and so does every
-    epoch, on every rank; a shard is held in memory, inflated, while its samples are wanted, and at most three are held.
-    If any shard is gzipped, the samples of a shard stay together: shuffling permutes the shards and the samples within
-    each.
+    epoch, on every rank; the two used last, and those in use, lie in memory inflated. If any shard is gzipped, the
+    samples of a shard stay together: shuffling permutes the shards and the samples within each.
 
     Args:
         paths: a path or a list of paths; "train-{000..099}.tar" and "{a,b}.tar" stand for several, as in a shell.

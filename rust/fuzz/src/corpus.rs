@@ -8,6 +8,7 @@ use libwebp_sys as webp;
 use turbojpeg_sys as tj;
 
 use crate::mutate::crc32;
+use crate::targets::seal;
 
 const WIDTH: usize = 83;
 const HEIGHT: usize = 61;
@@ -19,7 +20,7 @@ pub fn write(folder: &Path) -> Result<(), String> {
     files.extend(webps()?);
     let blocks = [("little", true, 6), ("big", false, 8), ("upright", true, 1)];
     let blocks = blocks.map(|(name, little, tag)| (format!("{name}.exif"), exif(little, tag)));
-    for (target, files) in [("decode", files), ("exif", blocks.into())] {
+    for (target, files) in [("decode", files), ("exif", blocks.into()), ("tar", shards())] {
         let folder = folder.join(target);
         fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
         for (name, bytes) in files {
@@ -30,6 +31,48 @@ pub fn write(folder: &Path) -> Result<(), String> {
 }
 
 type Files = Vec<(String, Vec<u8>)>;
+
+/// Tar shards of a few samples: short names, GNU's long ones and sizes in base 256, and pax records.
+fn shards() -> Files {
+    let member = |name: &str, kind: u8, data: &[u8]| {
+        let mut block = vec![0; 512];
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
+        block[156] = kind;
+        block[257..265].copy_from_slice(if kind == b'x' { b"ustar\x0000" } else { b"ustar  \0" });
+        seal(&mut block);
+        block.extend_from_slice(data);
+        block.resize(block.len().next_multiple_of(512), 0);
+        block
+    };
+    let mut large = member("2.webp", b'0', b"two");
+    large[124..136].copy_from_slice(b"\x80\0\0\0\0\0\0\0\0\0\0\x03");
+    seal(&mut large[..512]);
+    let label = |name: &str, text: &str| member(name, b'0', text.as_bytes());
+    let plain = [
+        member("d/", b'5', b""),
+        member("d/0.jpg", b'0', b"zero"),
+        label("d/0.cls", "7\n"),
+        label("d/1.json", r#"{"label": 3, "of": [1, {"a": null}]}"#),
+        member("d/1.png", b'0', &[1; 700]),
+    ];
+    let extended = [
+        member("././@LongLink", b'L', b"a/long/name/of/0.jpg\0"),
+        member("cut", b'0', b"zero"),
+        label("a/long/name/of/0.cls", "1"),
+        member("pax", b'x', b"14 path=1.png\n9 size=3\n"),
+        member("cut", b'0', b"one"),
+        label("1.cls", "12"),
+        large,
+        label("2.cls", "0"),
+        member("3.link", b'2', b""),
+        member("3.sparse", b'S', b"x"),
+    ];
+    let end = [0; 1024];
+    [("plain.tar", plain.concat()), ("extended.tar", extended.concat())]
+        .map(|(name, members)| (name.to_owned(), [&members[..], &end].concat()))
+        .into()
+}
 
 /// Waves of several lengths with sharp edges between: chroma that changes from pixel to pixel, yet compresses well.
 fn pixels(channels: usize) -> Vec<u8> {

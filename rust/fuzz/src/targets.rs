@@ -3,6 +3,8 @@
 use vit_rs_core::decode::{Decoder, Header, Orientation, Scale, exif};
 use vit_rs_core::image::{ImageBuf, Rect, Size};
 use vit_rs_core::rng::Stream;
+use vit_rs_core::source::tar::header::Piped;
+use vit_rs_core::source::tar::index::{index, index_bytes};
 
 use crate::mutate::below;
 
@@ -20,7 +22,7 @@ pub struct State {
 pub type Target = fn(&mut State, &[u8], &mut Stream) -> Result<bool, String>;
 
 /// All targets by name.
-pub const TARGETS: &[(&str, Target)] = &[("decode", decode), ("exif", exif)];
+pub const TARGETS: &[(&str, Target)] = &[("decode", decode), ("exif", exif), ("tar", tar)];
 
 /// Header, then a region of the upright or stored image, at some scale.
 pub fn decode(state: &mut State, bytes: &[u8], random: &mut Stream) -> Result<bool, String> {
@@ -59,6 +61,35 @@ pub fn exif(_: &mut State, bytes: &[u8], _: &mut Stream) -> Result<bool, String>
         return Err("the prefix changes the orientation".into());
     }
     Ok(orientation != Orientation::Upright)
+}
+
+/// A tar shard, read with and without jumps: samples that lie inside it, or the same error.
+pub fn tar(_: &mut State, bytes: &[u8], random: &mut Stream) -> Result<bool, String> {
+    let mut bytes = bytes.to_vec();
+    if random.chance(0.7) {
+        // Most damage would end at a checksum.
+        bytes.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar").for_each(seal);
+    }
+    let field = random.chance(0.8).then_some("label");
+    let jumping = index_bytes(&bytes, field);
+    let reading = index(Piped(&bytes[..]), field);
+    if format!("{jumping:?}") != format!("{reading:?}") {
+        return Err(format!("{jumping:?} with jumps, {reading:?} without"));
+    }
+    let samples = jumping.unwrap_or_default();
+    let end =
+        |offset: u64, size| offset.checked_add(size).is_some_and(|end| end <= bytes.len() as u64);
+    if samples.iter().all(|sample| end(sample.offset, sample.size)) {
+        return Ok(!samples.is_empty());
+    }
+    Err(format!("{samples:?} in {} bytes", bytes.len()))
+}
+
+/// Writes the checksum of a tar header.
+pub fn seal(header: &mut [u8]) {
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
 }
 
 /// An error must be one about the file. Memory is never the reason, since sizes are limited; libwebp says it of broken

@@ -21,8 +21,8 @@ use vit_rs_core::source::{Files, Item, Source as CoreSource, folder};
 
 use crate::error::{FeedError, to_py};
 
-/// How long a wait lasts before it is looked whether the interpreter wants something.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// How long a wait for a request lasts. Who ends the feed wakes it, so that this is no more than a precaution.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Samples that loaders read: files or an array in memory.
 #[pyclass(frozen, module = "vit_rs._core", name = "Source")]
