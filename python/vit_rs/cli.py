@@ -186,7 +186,7 @@ def _doctor(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"--{name} must be above 0, got {value}")
-    from vit_rs.data.statistics import usable_cpus  # noqa: PLC0415  (torch is imported here)
+    from vit_rs.data.threads import usable_cpus  # noqa: PLC0415  (torch is imported here)
     from vit_rs.doctor import Report, examine, open_files  # noqa: PLC0415
 
     files = open_files(options.data)

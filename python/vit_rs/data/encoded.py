@@ -40,8 +40,8 @@ class EncodedDataset:
     a loader's promise to repeat itself.
 
     Args:
-        dataset: has `len(dataset)`, and gives (image, label) for `dataset[i]`. image: a JPEG's, PNG's or WebP's bytes, as
-            bytes, bytearray, memoryview, or a one-dimensional u8 array or tensor; label: an integer.
+        dataset: has `len(dataset)`, and gives (image, label) for `dataset[i]`. image: the bytes of a JPEG, PNG or WebP,
+            as bytes, bytearray, memoryview, or a one-dimensional u8 array or tensor; label: an integer.
         classes: the classes' names, index = label, where they are of use.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vit_rs.data.statistics import usable_cpus
+from vit_rs.data.threads import usable_cpus
 from vit_rs.doctor.damage import Damage, look_for_damage
 from vit_rs.doctor.parity import compare
 from vit_rs.doctor.speed import Speed, measure, thread_counts
