@@ -73,7 +73,7 @@ def test_sigma_is_distributed_as_torchvisions():
 ERRORS = {
     "kernel_size must be odd and in 1..=65535, got 4": lambda: t.GaussianBlur(4),
     "kernel_size must be odd and in 1..=65535, got 65537": lambda: t.GaussianBlur(65537),
-    "kernel_size must be a positive int or (height, width) of two, got 0": lambda: t.GaussianBlur(0),
+    "kernel_size must be a positive int or (width, height) of two, got 0": lambda: t.GaussianBlur(0),
     "sigma must be (low, high) with 0 < low <= high, got (0, 0)": lambda: t.GaussianBlur(3, 0),
     "sigma must be (low, high) with 0 < low <= high, got (2, 1)": lambda: t.GaussianBlur(3, (2.0, 1.0)),
     "sigma must be a number or (min, max), got (1, 2, 3)": lambda: t.GaussianBlur(3, (1, 2, 3)),

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from vit_rs import _core
 from vit_rs.transforms.base import PixelTransform
-from vit_rs.transforms.geometry import pair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +21,7 @@ class GaussianBlur(PixelTransform):
     """Convolve with a Gaussian whose standard deviation is drawn uniformly, one for both directions.
 
     Source: torchvision.transforms.v2.GaussianBlur, which convolves in float32 and rounds. Here rows come first, then
-    columns: a value in about 100,000 rounds the other way, by 1. An image smaller than half the kernel, which
+    columns: a value in about 10,000 rounds to the other side, by 1. An image smaller than half the kernel, which
     torchvision refuses, is mirrored repeatedly.
 
     Args:
@@ -40,7 +39,10 @@ class GaussianBlur(PixelTransform):
         self._op()
 
     def _op(self) -> Op:
-        width, height = pair("kernel_size", self.kernel_size)
+        sides = (self.kernel_size,) * 2 if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(f"kernel_size must be a positive int or (width, height) of two, got {self.kernel_size!r}")
+        width, height = sides
         sigma = (self.sigma,) if isinstance(self.sigma, (int, float)) else tuple(self.sigma)
         if len(sigma) not in (1, 2):
             raise ValueError(f"sigma must be a number or (min, max), got {self.sigma!r}")

@@ -45,11 +45,10 @@ pub(super) fn apply(
     let level = scratch.level;
     match color {
         Color::Brightness(factor) => {
-            look_up(source, &[brightness(factor, kernels)], target);
+            let factor = factor as f32;
+            map(source, level, target, move |value| cut(f32::from(value) * factor));
         }
-        Color::Contrast(factor) => {
-            look_up(source, &[contrast(source, factor, kernels, scratch)], target);
-        }
+        Color::Contrast(factor) => contrast(source, factor, kernels, scratch, target),
         Color::Saturation(factor) if colourful => {
             gray::saturation(source, factor as f32, blend_of(factor, kernels), scratch, target);
         }
@@ -66,7 +65,8 @@ pub(super) fn apply(
         Color::Solarize(threshold) => {
             // Whole values from the threshold on are those from the next whole number on.
             let threshold = threshold.ceil() as u8;
-            map(source, level, target, move |value| if value >= threshold { !value } else { value })
+            let solarized = move |value: u8| if value >= threshold { !value } else { value };
+            map(source, level, target, solarized);
         }
         Color::Equalize => look_up(source, &histogram::equalize(source), target),
         Color::AutoContrast => {
@@ -128,32 +128,27 @@ pub(super) fn cut(value: f32) -> u8 {
     floor(if value < 255.0 { value } else { 255.0 })
 }
 
-fn table(value: impl Fn(f32) -> f32) -> Table {
-    std::array::from_fn(|i| cut(value(i as f32)))
-}
-
-fn brightness(factor: f64, kernels: Kernels) -> Table {
-    let factor = factor as f32;
-    match kernels {
-        Kernels::Torch => table(|value| value * factor),
-        // A blend with black: nothing is added.
-        Kernels::Pillow => table(|value| 0.0 + factor * value),
-    }
-}
-
-fn contrast(source: ImageView<'_>, factor: f64, kernels: Kernels, scratch: &mut Scratch) -> Table {
+fn contrast(
+    source: ImageView<'_>,
+    factor: f64,
+    kernels: Kernels,
+    scratch: &mut Scratch,
+    target: &mut ImageBuf,
+) {
     let sum = gray::sum(source, Gray::of(kernels), scratch);
     let pixels = source.size().pixels();
-    let (ratio, rest) = (factor as f32, (1.0 - factor) as f32);
-    match kernels {
-        Kernels::Torch => {
+    let ratio = factor as f32;
+    match blend_of(factor, kernels) {
+        Blend::Torch(rest) => {
             // torch adds in float32, which is exact up to 65,793 pixels.
             let mean = sum as f32 / pixels as f32;
-            table(|value| mean.mul_add(rest, value * ratio))
+            let value = |i: usize| cut(mean.mul_add(rest, i as f32 * ratio));
+            look_up(source, &[std::array::from_fn(value)], target);
         }
-        Kernels::Pillow => {
+        Blend::Pillow => {
             let mean = (sum as f64 / pixels as f64 + 0.5).floor() as f32;
-            table(|value| mean + ratio * (value - mean))
+            let value = move |value| cut(mean + ratio * (f32::from(value) - mean));
+            map(source, scratch.level, target, value);
         }
     }
 }
@@ -188,7 +183,7 @@ fn look_up(source: ImageView<'_>, tables: &[Table], target: &mut ImageBuf) {
         let from = source.row(y);
         match tables {
             [table] => {
-                to.iter_mut().zip(from).for_each(|(to, &from)| *to = table[usize::from(from)])
+                to.iter_mut().zip(from).for_each(|(to, &from)| *to = table[usize::from(from)]);
             }
             [r, g, b] => {
                 let pixels = from.as_chunks::<3>().0;

@@ -29,8 +29,8 @@ impl Gray {
     fn value(self, r: u8, g: u8, b: u8) -> u8 {
         let (r, g, b) = (u32::from(r), u32::from(g), u32::from(b));
         match self {
-            // 22 bits give what torch's roundings give, but for three of the 2^24 colours, where these end below a whole
-            // number that the exact sum meets. A test looks at all.
+            // 22 bits give what torch's roundings give but for three of the 2^24 colours, where torch's end below the
+            // whole number that the exact sum is. A test looks at all.
             Self::Torch => {
                 let gray = (r * 1_253_678 + g * 2_462_057 + b * 478_151) >> 22;
                 let colour = r << 16 | g << 8 | b;

@@ -18,7 +18,7 @@ pub(super) fn turn(
         Kernels::Torch => simd::run(level, TorchHue { planes, turn: turn as f32 }),
         // Pillow's hue has 8 bits.
         Kernels::Pillow => {
-            simd::run(level, PillowHue { planes, turn: (turn * 255.0) as i32 as u8 })
+            simd::run(level, PillowHue { planes, turn: (turn * 255.0) as i32 as u8 });
         }
     });
 }
@@ -59,9 +59,9 @@ fn torch_pixel(colour: [u8; 3], turn: f32) -> [u8; 3] {
     let saturation = range / or_one(high);
     let divisor = or_one(range);
     let [rc, gc, bc] = [(high - r) / divisor, (high - g) / divisor, (high - b) / divisor];
-    let hue = if high == r {
+    let hue = if r >= high {
         bc - gc
-    } else if high == g {
+    } else if g >= high {
         (rc + 2.0) - bc
     } else {
         (gc + 4.0) - rc

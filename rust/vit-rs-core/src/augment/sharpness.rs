@@ -29,7 +29,12 @@ impl Kernel for Sharpen<'_> {
                 });
             }
             Blend::Pillow => {
-                sharpen(rows, channels, to, |value, smooth| cut(smooth + factor * (value - smooth)))
+                sharpen(
+                    rows,
+                    channels,
+                    to,
+                    |value, smooth| cut(smooth + factor * (value - smooth)),
+                );
             }
         }
     }

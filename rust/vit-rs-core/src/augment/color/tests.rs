@@ -1,5 +1,5 @@
 //! Every colour against the public function's arithmetic written down pixel by pixel, on every level.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::float_cmp)]
 
 use proptest::prelude::*;
 
@@ -187,7 +187,7 @@ fn expected(data: &[u8], size: Size, channels: usize, color: Color, kernels: Ker
             let largest = *plane.iter().max().unwrap();
             let step = plane.iter().filter(|&&other| other < largest).count() / 255;
             let below = plane.iter().filter(|&&other| other < v).count();
-            if step == 0 { v } else { ((below + step / 2) / step).min(255) as u8 }
+            (below + step / 2).checked_div(step).map_or(v, |value| value.min(255) as u8)
         }),
         Color::Sharpness(factor) => (0..data.len())
             .map(|i| {
@@ -228,7 +228,7 @@ fn values() -> impl Strategy<Value = (usize, Size, Vec<u8>)> {
             let data = (0..height * width * channels).map(|_| match kind {
                 0 => random.next_u32() as u8,
                 1 => base.saturating_add((random.next_u32() % 3) as u8),
-                _ => base ^ u8::from(random.next_u32() % 4 == 0),
+                _ => base ^ u8::from(random.next_u32().is_multiple_of(4)),
             });
             (channels, Size::new(height, width), data.collect())
         },

@@ -6,6 +6,9 @@ use crate::error::{Error, Result};
 use crate::image::Size;
 use crate::rng::Stream;
 
+/// The change that a number stands for.
+type Change = fn(f64) -> Color;
+
 /// Brightness, contrast, saturation and hue, each by a factor drawn from its range, in an order drawn too.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ColorJitter {
@@ -29,8 +32,7 @@ impl Op for ColorJitter {
 
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {
         let Self { brightness, contrast, saturation, hue } = *self;
-        type Kind = (Option<(f64, f64)>, fn(f64) -> Color);
-        let mut kinds: [Kind; 4] = [
+        let mut kinds: [(Option<(f64, f64)>, Change); 4] = [
             (brightness, Color::Brightness),
             (contrast, Color::Contrast),
             (saturation, Color::Saturation),
@@ -141,8 +143,9 @@ fn check_color(color: Color) -> Result<()> {
         Color::Posterize(bits) if bits > 8 => {
             Err(Error::argument(format!("bits must be in 0..=8, got {bits}")))
         }
-        Color::Sharpness(factor) => {
-            check_factors("sharpness_factor", Some((factor, factor)), (0.0, f64::INFINITY))
+        Color::Sharpness(factor) if !(factor.is_finite() && factor >= 0.0) => {
+            let text = format!("sharpness_factor must be finite and at least 0, got {factor}");
+            Err(Error::argument(text))
         }
         _ => Ok(()),
     }
