@@ -206,11 +206,17 @@ impl Stream {
 
     /// Shares that sum to 1, from the symmetric Dirichlet distribution with parameter `alpha` > 0.
     pub fn dirichlet(&mut self, alpha: f64, shares: &mut [f64]) {
-        shares.iter_mut().for_each(|share| *share = self.log_gamma(alpha).max(f64::MIN));
+        for share in &mut *shares {
+            *share = self.log_gamma(alpha).max(f64::MIN);
+        }
         let most = shares.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        shares.iter_mut().for_each(|share| *share = (*share - most).exp());
+        for share in &mut *shares {
+            *share = (*share - most).exp();
+        }
         let sum: f64 = shares.iter().sum();
-        shares.iter_mut().for_each(|share| *share /= sum);
+        for share in shares {
+            *share /= sum;
+        }
     }
 
     /// True with probability `p`.

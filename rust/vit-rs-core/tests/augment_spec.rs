@@ -4,10 +4,11 @@
 use proptest::prelude::*;
 use std::sync::Arc;
 
-use vit_rs_core::augment::plan::{Border, Kernels, Step};
+use vit_rs_core::augment::plan::{Border, Kernels, Sampling, Step};
 use vit_rs_core::augment::spec::{
-    CenterCrop, Op, RandomApply, RandomChoice, RandomCrop, RandomHorizontalFlip, RandomOrder,
-    RandomResizedCrop, RandomVerticalFlip, Resize, Spec, Target,
+    AugMix, AutoAugment, CenterCrop, Look, Op, Policy, RandAugment, RandomAffine, RandomApply,
+    RandomChoice, RandomCrop, RandomHorizontalFlip, RandomOrder, RandomResizedCrop, RandomRotation,
+    RandomVerticalFlip, Resize, Spec, Target, TrivialAugmentWide,
 };
 use vit_rs_core::image::Size;
 use vit_rs_core::resample::taps::Filter;
@@ -52,10 +53,41 @@ fn simple() -> impl Strategy<Value = Arc<dyn Op>> {
     ]
 }
 
+fn policies() -> impl Strategy<Value = Arc<dyn Op>> {
+    let look = Look { sampling: Sampling::Nearest, fill: None };
+    let (degrees, shear) = ((-200.0, 200.0), Some([(-30.0, 30.0), (0.0, 9.0)]));
+    let (translate, scale) = (Some((0.5, 1.0)), Some((0.1, 3.0)));
+    let center = proptest::option::of((-9.0..9.0f64, 0.0..70.0f64));
+    let turns = (any::<bool>(), center).prop_map(move |(expand, center)| {
+        if expand {
+            dynamic(RandomRotation { degrees, expand, center, look })
+        } else {
+            dynamic(RandomAffine { degrees, translate, scale, shear, center, look })
+        }
+    });
+    let mix = (1usize..11, 1usize..4, proptest::option::of(1usize..4), 0.01..9.0f64, any::<bool>())
+        .prop_map(move |(severity, mixture_width, chain_depth, alpha, all_ops)| {
+            dynamic(AugMix { severity, mixture_width, chain_depth, alpha, all_ops, look })
+        });
+    let policy = prop_oneof![Just(Policy::ImageNet), Just(Policy::Cifar10), Just(Policy::Svhn)];
+    prop_oneof![
+        turns,
+        mix,
+        policy.prop_map(move |policy| dynamic(AutoAugment { policy, look })),
+        (0usize..4, 0usize..9).prop_map(move |(num_ops, magnitude)| {
+            dynamic(RandAugment { num_ops, magnitude, num_magnitude_bins: 9, look })
+        }),
+        (2usize..40).prop_map(move |num_magnitude_bins| {
+            dynamic(TrivialAugmentWide { num_magnitude_bins, look })
+        }),
+    ]
+}
+
 fn ops() -> impl Strategy<Value = Arc<dyn Op>> {
     let chain = || proptest::collection::vec(simple(), 1..3);
     prop_oneof![
         4 => simple(),
+        2 => policies(),
         1 => (chain(), 0.0..=1.0f64).prop_map(|(ops, p)| dynamic(RandomApply { ops, p })),
         1 => (chain(), chain(), 0.0..1.0f64).prop_map(|(one, two, weight)| {
             dynamic(RandomChoice { chains: vec![one, two], weights: vec![weight, 0.1] })

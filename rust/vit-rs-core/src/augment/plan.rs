@@ -106,8 +106,9 @@ pub struct Affine {
     pub size: Size,
     /// How pixels are read between their centres.
     pub sampling: Sampling,
-    /// What stands outside; gray images take the first value. With torch's kernels, bilinear sampling mixes it at the
-    /// image's border twice, as torchvision does when it is given a colour, and nothing is black mixed once.
+    /// What stands outside; gray images take the first value; None is black. Where bilinear sampling reaches over the
+    /// image's border, torch's kernels blend a colour in after pixels were blended with black, as torchvision does: so
+    /// black as a colour makes those pixels darker than None.
     pub fill: Option<[u8; 3]>,
 }
 

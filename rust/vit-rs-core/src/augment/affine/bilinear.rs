@@ -187,11 +187,15 @@ fn gather<const C: usize>(
 
 #[inline(always)]
 fn pair<const C: usize>(bytes: &[u8], place: usize) -> u64 {
-    let rest = bytes.get(place..).unwrap_or_default();
-    if let Some(&pair) = rest.first_chunk::<8>() {
-        return u64::from_le_bytes(pair);
+    match bytes.get(place..place.wrapping_add(8)).and_then(<[u8]>::first_chunk) {
+        Some(&pair) => u64::from_le_bytes(pair),
+        // The last ones of the image.
+        None => last(bytes.get(place..).unwrap_or_default()),
     }
-    // The last ones of the image.
+}
+
+#[cold]
+fn last(rest: &[u8]) -> u64 {
     rest.iter().rev().fold(0, |pair, &byte| pair << 8 | u64::from(byte))
 }
 

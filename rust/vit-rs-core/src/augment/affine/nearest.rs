@@ -103,7 +103,7 @@ impl Kernel for Round<'_> {
     fn run(self) {
         for (&place, to) in self.line.iter().zip(self.to) {
             // Coordinates outside any image need not be right.
-            let place = place.max(-2.0).min(4_194_000.0);
+            let place = place.clamp(-2.0, 4_194_000.0);
             *to = (place + WHOLE).to_bits() as i32 - WHOLE.to_bits() as i32;
         }
     }

@@ -124,19 +124,21 @@ impl Drawing {
         let size = self.size();
         let (width, height) = (size.width as f64, size.height as f64);
         let angle = angle.rem_euclid(360.0);
-        if center.is_none() {
+        if center.is_none() && angle % 90.0 == 0.0 {
             // Quarter turns only move pixels.
             let look = Look { sampling: Sampling::Nearest, ..look };
             let turned = Size::new(size.width, size.height);
             let upright = expand || size.width == size.height;
-            if angle == 0.0 || angle == 360.0 {
-                return;
-            } else if angle == 180.0 {
-                return self.push_affine([-1.0, 0.0, width, 0.0, -1.0, height], size, look);
-            } else if angle == 90.0 && upright {
-                return self.push_affine([0.0, -1.0, width, 1.0, 0.0, 0.0], turned, look);
-            } else if angle == 270.0 && upright {
-                return self.push_affine([0.0, 1.0, 0.0, -1.0, 0.0, height], turned, look);
+            match (angle / 90.0) as u8 {
+                0 | 4 => return,
+                1 if upright => {
+                    return self.push_affine([0.0, -1.0, width, 1.0, 0.0, 0.0], turned, look);
+                }
+                2 => return self.push_affine([-1.0, 0.0, width, 0.0, -1.0, height], size, look),
+                3 if upright => {
+                    return self.push_affine([0.0, 1.0, 0.0, -1.0, 0.0, height], turned, look);
+                }
+                _ => {}
             }
         }
         let center = center.unwrap_or((width * 0.5, height * 0.5));
@@ -159,7 +161,8 @@ impl Drawing {
 
     /// Adds a map, unless it is the identity.
     fn push_affine(&mut self, inverse: [f64; 6], size: Size, look: Look) {
-        if size != self.size() || inverse != [1.0, 0.0, 0.0, 0.0, 1.0, 0.0] {
+        let identity = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0];
+        if size != self.size() || inverse.iter().zip(identity).any(|(a, b)| a - b != 0.0) {
             let Look { sampling, fill } = look;
             self.push(Step::Affine(Affine { inverse, size, sampling, fill }));
         }

@@ -13,7 +13,7 @@ use crate::image::Size;
 use crate::rng::Stream;
 
 pub use tables::Policy;
-use tables::{AUGMIX, AUGMIX_COLOR, AUTO, Entry, Name, RAND, Range, WIDE};
+use tables::{AUGMIX, AUGMIX_COLOR, Entry, Name, RAND, Range, WIDE};
 
 /// Several operations, one after another, each at the same strength.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +93,8 @@ impl Op for AutoAugment {
         let pairs = self.policy.pairs();
         let chosen = pairs.get(stream.below(pairs.len() as u64) as usize);
         for &(name, probability, bin) in chosen.into_iter().flatten() {
-            let entry = AUTO.iter().find(|entry| entry.name == name);
+            let mut entries = RAND.iter().chain([&Entry::INVERT]);
+            let entry = entries.find(|entry| entry.name == name);
             if let (true, Some(entry)) = (stream.chance(probability), entry) {
                 entry.draw(10, bin, self.look, drawing, stream);
             }

@@ -50,6 +50,8 @@ const fn entry(name: Name, range: Range) -> Entry {
 
 impl Entry {
     pub(super) const IDENTITY: Self = entry(Name::Identity, Range::None);
+    /// Of `AutoAugment` alone, whose other operations are those of `RandAugment`.
+    pub(super) const INVERT: Self = entry(Name::Invert, Range::None);
 }
 
 pub(super) const RAND: &[Entry] = &[
@@ -86,24 +88,6 @@ pub(super) const WIDE: &[Entry] = &[
     entry(Name::Equalize, Range::None),
 ];
 
-/// AutoAugment's: those of RandAugment, and one more.
-pub(super) const AUTO: &[Entry] = &[
-    entry(Name::ShearX, Range::Signed(0.3)),
-    entry(Name::ShearY, Range::Signed(0.3)),
-    entry(Name::TranslateX, Range::Width(150.0 / 331.0)),
-    entry(Name::TranslateY, Range::Height(150.0 / 331.0)),
-    entry(Name::Rotate, Range::Signed(30.0)),
-    entry(Name::Brightness, Range::Signed(0.9)),
-    entry(Name::Color, Range::Signed(0.9)),
-    entry(Name::Contrast, Range::Signed(0.9)),
-    entry(Name::Sharpness, Range::Signed(0.9)),
-    entry(Name::Posterize, Range::Bits(8, 4.0)),
-    entry(Name::Solarize, Range::Threshold),
-    entry(Name::AutoContrast, Range::None),
-    entry(Name::Equalize, Range::None),
-    entry(Name::Invert, Range::None),
-];
-
 pub(super) const AUGMIX: &[Entry] = &[
     entry(Name::ShearX, Range::Signed(0.3)),
     entry(Name::ShearY, Range::Signed(0.3)),
@@ -116,7 +100,7 @@ pub(super) const AUGMIX: &[Entry] = &[
     entry(Name::Equalize, Range::None),
 ];
 
-/// AugMix's further ones.
+/// What `AugMix` draws from too, if it draws from all.
 pub(super) const AUGMIX_COLOR: &[Entry] = &[
     entry(Name::Brightness, Range::Signed(0.9)),
     entry(Name::Color, Range::Signed(0.9)),
@@ -124,10 +108,10 @@ pub(super) const AUGMIX_COLOR: &[Entry] = &[
     entry(Name::Sharpness, Range::Signed(0.9)),
 ];
 
-/// The data set for which an AutoAugment policy was found.
+/// The data set for which a policy was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// ImageNet.
+    /// `ImageNet`.
     ImageNet,
     /// CIFAR-10.
     Cifar10,
