@@ -213,7 +213,7 @@ fn colors() -> impl Strategy<Value = Color> {
         Just(Color::Grayscale),
         Just(Color::Invert),
         (0..=8_u8).prop_map(Color::Posterize),
-        any::<u8>().prop_map(|v| Color::Solarize(f64::from(v))),
+        prop_oneof![0.0..255.0, any::<u8>().prop_map(f64::from)].prop_map(Color::Solarize),
         Just(Color::Equalize),
         Just(Color::AutoContrast),
     ]

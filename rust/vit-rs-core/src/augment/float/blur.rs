@@ -11,6 +11,7 @@ pub(super) fn blur(
     source: ImageView<'_, f32>,
     kernel: Size,
     sigma: (f64, f64),
+    level: Level,
     target: &mut ImageBuf<f32>,
 ) {
     let (size, channels) = (source.size(), source.channels());
@@ -19,7 +20,6 @@ pub(super) fn blur(
     fill_weights(&mut horizontal, kernel.width, sigma.1);
     let mirrored =
         |at: i64, length: usize| geometry::inside(at, length, Border::Reflect).unwrap_or(0);
-    let level = Level::best();
     let line = size.width * channels;
     let mut rows = vec![0.0; size.height * line];
     let radius = horizontal.len() - 1;

@@ -11,43 +11,49 @@ const GRAY: [f32; 3] = [0.2989, 0.587, 0.114];
 
 /// Changes the colours of an image of interleaved channels where it is. Images that are not RGB are gray: turning the
 /// hue, saturation and making gray leave them alone.
-pub(super) fn apply(color: Color, values: &mut [f32], size: Size, channels: usize) -> Result<()> {
+pub(super) fn apply(
+    color: Color,
+    values: &mut [f32],
+    size: Size,
+    channels: usize,
+    level: Level,
+) -> Result<()> {
     let rgb = channels == 3;
     match color {
         Color::Brightness(factor) => {
             let factor = factor as f32;
-            each(values, |value| clamp(value * factor));
+            each(level, values, |value| clamp(value * factor));
         }
         Color::Contrast(factor) => {
             let gray = gray_mean(values, rgb);
             let (factor, rest) = (factor as f32, (1.0 - factor) as f32);
-            each(values, |value| clamp(value * factor + gray * rest));
+            each(level, values, |value| clamp(value * factor + gray * rest));
         }
         Color::Saturation(factor) if rgb => {
             let (factor, rest) = (factor as f32, (1.0 - factor) as f32);
-            each_pixel(values, |pixel| {
+            each_pixel(level, values, |pixel| {
                 let gray = gray(pixel) * rest;
                 pixel.map(|value| clamp(value * factor + gray))
             });
         }
         Color::Hue(turn) if rgb => {
             let turn = turn as f32;
-            each_pixel(values, |pixel| turned(pixel, turn));
+            each_pixel(level, values, |pixel| turned(pixel, turn));
         }
-        Color::Grayscale if rgb => each_pixel(values, |pixel| [gray(pixel); 3]),
+        Color::Grayscale if rgb => each_pixel(level, values, |pixel| [gray(pixel); 3]),
         Color::Saturation(_) | Color::Hue(_) | Color::Grayscale => {}
-        Color::Invert => each(values, |value| 1.0 - value),
+        Color::Invert => each(level, values, |value| 1.0 - value),
         Color::Posterize(bits) => {
             let levels = f32::from(1u16 << bits.min(8));
-            each(values, |value| (value * levels).floor().clamp(0.0, levels - 1.0) / levels);
+            each(level, values, |value| (value * levels).floor().clamp(0.0, levels - 1.0) / levels);
         }
         Color::Solarize(threshold) => {
             let threshold = threshold as f32;
-            each(values, |value| if value >= threshold { 1.0 - value } else { value });
+            each(level, values, |value| if value >= threshold { 1.0 - value } else { value });
         }
         Color::Equalize => equalize(values, size, channels)?,
         Color::AutoContrast => autocontrast(values, channels),
-        Color::Sharpness(factor) => sharpen(values, size, channels, factor),
+        Color::Sharpness(factor) => sharpen(level, values, size, channels, factor),
     }
     Ok(())
 }
@@ -160,7 +166,8 @@ fn equalize(values: &mut [f32], size: Size, channels: usize) -> Result<()> {
 }
 
 /// Blends with the mean of 3 x 3 pixels, the middle one counted five times; the border stays as it is.
-fn sharpen(values: &mut [f32], Size { height, width }: Size, channels: usize, factor: f64) {
+fn sharpen(level: Level, values: &mut [f32], size: Size, channels: usize, factor: f64) {
+    let Size { height, width } = size;
     if height <= 2 || width <= 2 {
         return;
     }
@@ -180,15 +187,15 @@ fn sharpen(values: &mut [f32], Size { height, width }: Size, channels: usize, fa
         }
         above = old;
     }
-    each(values, clamp);
+    each(level, values, clamp);
 }
 
-fn each(values: &mut [f32], change: impl Fn(f32) -> f32) {
-    simd::run(Level::best(), Each { values, change });
+fn each(level: Level, values: &mut [f32], change: impl Fn(f32) -> f32) {
+    simd::run(level, Each { values, change });
 }
 
-fn each_pixel(values: &mut [f32], change: impl Fn([f32; 3]) -> [f32; 3]) {
-    simd::run(Level::best(), EachPixel { values, change });
+fn each_pixel(level: Level, values: &mut [f32], change: impl Fn([f32; 3]) -> [f32; 3]) {
+    simd::run(level, EachPixel { values, change });
 }
 
 struct Each<'a, F> {

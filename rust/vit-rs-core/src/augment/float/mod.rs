@@ -47,6 +47,7 @@ impl FloatCanvas {
 
     /// Applies `steps` to the first buffer.
     fn carry_out(&mut self, steps: &[Step]) -> Result<ImageView<'_, f32>> {
+        let level = Level::best();
         let [front, back] = &mut self.buffers;
         let (mut current, mut next) = (front, back);
         for step in steps {
@@ -60,7 +61,9 @@ impl FloatCanvas {
                 Step::Resize { size, filter } => resize(from, *size, *filter, next)?,
                 Step::FlipHorizontal => geometry::flip_horizontal(from, next),
                 Step::FlipVertical => geometry::flip_vertical(from, next),
-                Step::GaussianBlur { kernel, sigma } => blur::blur(from, *kernel, *sigma, next),
+                Step::GaussianBlur { kernel, sigma } => {
+                    blur::blur(from, *kernel, *sigma, level, next)
+                }
                 Step::Affine(map) => affine::affine(from, map, next),
                 Step::Mix { keep, chains } => {
                     let mixer = self.mixer.get_or_insert_default();
@@ -68,7 +71,7 @@ impl FloatCanvas {
                 }
                 // These work where the image is.
                 Step::Color(color) => {
-                    color::apply(*color, current.values_mut(), size, channels)?;
+                    color::apply(*color, current.values_mut(), size, channels, level)?;
                     continue;
                 }
                 Step::Erase { rect, fill } => {
@@ -146,4 +149,50 @@ fn mix(
         sums.iter_mut().zip(chain.values()?).for_each(|(sum, value)| *sum += weight * value);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::augment::plan::Color;
+
+    #[test]
+    fn every_level_gives_the_same_bits() {
+        let size = Size::new(13, 21);
+        let mut stream = crate::rng::Stream::keyed(1);
+        for channels in [1, 3] {
+            let values: Vec<f32> =
+                (0..size.pixels() * channels).map(|_| stream.uniform(-0.1, 1.1) as f32).collect();
+            let image = ImageView::new(&values, size, channels, size.width * channels).unwrap();
+            for color in [
+                Color::Brightness(1.3),
+                Color::Contrast(0.4),
+                Color::Saturation(1.7),
+                Color::Hue(0.3),
+                Color::Grayscale,
+                Color::Invert,
+                Color::Posterize(3),
+                Color::Solarize(0.5),
+                Color::Equalize,
+                Color::AutoContrast,
+                Color::Sharpness(1.9),
+            ] {
+                let made = Level::all().iter().map(|&level| {
+                    let mut values = values.clone();
+                    color::apply(color, &mut values, size, channels, level).unwrap();
+                    values.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                });
+                let made: Vec<_> = made.collect();
+                assert!(made.iter().all(|bits| *bits == made[0]), "{color:?}");
+            }
+            let made = Level::all().iter().map(|&level| {
+                let mut target = ImageBuf::default();
+                blur::blur(image, Size::new(5, 31), (1.1, 6.0), level, &mut target);
+                target.values_mut().iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+            });
+            let made: Vec<_> = made.collect();
+            assert!(made.iter().all(|bits| *bits == made[0]));
+        }
+    }
 }

@@ -233,19 +233,16 @@ impl Entry {
             Name::Contrast => Color::Contrast(1.0 + strength),
             Name::Sharpness => Color::Sharpness(1.0 + strength),
             Name::Posterize => Color::Posterize(strength as u8),
+            Name::Solarize if drawing.floats() => Color::Solarize(strength),
             Name::Solarize => {
-                if drawing.floats() {
-                    Color::Solarize(strength)
-                } else {
-                    let threshold = 255.0 * strength;
-                    // torch compares in f32.
-                    let threshold = match drawing.kernels() {
-                        Kernels::Torch => f64::from(threshold as f32),
-                        Kernels::Pillow => threshold,
-                    };
-                    // Values are whole: those from this one on are those from the next whole number on.
-                    Color::Solarize(threshold.ceil())
-                }
+                let threshold = 255.0 * strength;
+                // torch compares in f32.
+                let threshold = match drawing.kernels() {
+                    Kernels::Torch => f64::from(threshold as f32),
+                    Kernels::Pillow => threshold,
+                };
+                // Values are whole: those from this one on are those from the next whole number on.
+                Color::Solarize(threshold.ceil())
             }
             Name::AutoContrast => Color::AutoContrast,
             Name::Equalize => Color::Equalize,
