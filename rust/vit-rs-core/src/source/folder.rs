@@ -52,6 +52,7 @@ pub fn scan(
     }
     let mut found: Vec<Result<Vec<PathBuf>>> = Vec::new();
     found.resize_with(listing.classes.len(), || Ok(Vec::new()));
+    let threads = threads.min(found.len());
     parallel::for_each(threads, listing.classes.iter().zip(&mut found), |(class, files)| {
         *files = images(&root.join(class), extensions);
     });

@@ -70,6 +70,7 @@ impl Shards {
     ) -> Result<(Self, Vec<i64>)> {
         let mut indexed: Vec<Option<Result<Indexed>>> = Vec::new();
         indexed.resize_with(paths.len(), || None);
+        let threads = threads.min(paths.len());
         parallel::for_each(threads, paths.iter().zip(&mut indexed), |(path, place)| {
             *place = Some(index_file(path, label_key));
         });
