@@ -41,20 +41,9 @@ def comparisons(data: Path | None = None, files: int = 16, draws: int | None = N
     picture = functools.partial(first_picture, contents[0])
     rows = [(OPERATIONS, operation) for operation in operations()] + [(POLICIES, policy) for policy in policies()]
     found: list[Comparison] = [
-        compared(table, operation, picture, draws or operation.draws)
-        for table, operation in rows
-        if exists(operation.make)
+        compared(table, operation, picture, draws or operation.draws) for table, operation in rows
     ]
-    return [*found, *([views(contents)] if exists(dino_views) else [])]
-
-
-def exists(make: Make) -> bool:
-    """Say whether vit_rs has the transforms that this takes."""
-    try:
-        make(transforms, "bilinear")
-    except AttributeError:
-        return False
-    return True
+    return [*found, views(contents)]
 
 
 def bench_augment(benchmark, case):

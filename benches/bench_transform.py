@@ -25,7 +25,7 @@ from peers_transform import peers, torchvision_tensor
 from torch import Tensor
 
 from vit_rs import transforms
-from vit_rs.data import ImageFolder, ImageLoader
+from vit_rs.data import ImageLoader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,8 +100,7 @@ def chain(interpolation: Any, *, training: bool, dtype: torch.dtype = torch.floa
 
 def loader(corpus: Corpus, transform: transforms.Compose, batch_size: int, threads: int, *, shuffle: bool) -> Any:
     """Return an ImageLoader of the files in memory."""
-    # THE PLACE TO SWITCH to `source = [*zip(corpus.contents, corpus.labels, strict=True)]` once such lists are sources.
-    source = ImageFolder(corpus.root)
+    source = [*zip(corpus.contents, corpus.labels, strict=True)]
     return ImageLoader(source, transform, batch_size=batch_size, shuffle=shuffle, num_threads=threads)
 
 

@@ -252,7 +252,7 @@ def test_bad_members_are_named_and_can_be_skipped(tmp_path):
         batches(TarShards(path))
     with ImageLoader(TarShards(path), AUGMENT, batch_size=6, on_error="skip", return_index=True) as loader:
         assert next(iter(loader))[2].tolist() == [0, 2, 3, 4, 5]
-        [failure] = loader.stats()["failures"]
+        [failure] = loader.stats().failures
     assert re.match(text, failure)
     data = TarShards(path)
     with open(path, "r+b") as file:

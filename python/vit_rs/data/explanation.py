@@ -40,7 +40,7 @@ def explain(loader: ImageLoader, core: Loader, *, epoch: int, first: int | None)
         loader: what is explained.
         core: its engine.
         epoch: the current epoch.
-        first: index in the source of the epoch's first sample; None for an empty epoch.
+        first: index in the source of the epoch's first sample; None where it is not to be read.
     """
     lines: list[str] = []
     for name, text in _rows(loader, core, epoch, first):
@@ -148,7 +148,7 @@ def _cost(loader: ImageLoader) -> str:
 
 def _example(core: Loader, epoch: int, first: int | None, views: list[int]) -> Iterator[Row]:
     if first is None:
-        yield "example", "none: the epoch has no sample"
+        yield "example", "none: the epoch has no sample that could be read now"
         return
     try:
         name, (height, width), plans = core.describe(epoch, first, first)

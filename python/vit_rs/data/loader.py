@@ -325,7 +325,9 @@ class ImageLoader:
         That sample is read for it, and not decoded; nothing else is done.
         """
         order = self._order()
-        return explanation.explain(self, self._loader, epoch=self._epoch, first=int(order[0]) if len(order) else None)
+        # A Python data set is asked for its samples in an epoch only, in their order.
+        first = int(order[0]) if len(order) and self._feeder is None else None
+        return explanation.explain(self, self._loader, epoch=self._epoch, first=first)
 
     def close(self) -> None:
         """End the threads. The loader cannot be iterated afterwards; batches stay valid."""

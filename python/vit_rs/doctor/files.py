@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vit_rs.data import ImageFolder
+from vit_rs.data import ImageFolder, TarShards
 from vit_rs.exceptions import DatasetError
 
 __all__ = ["Files", "open_files"]
+
+_SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Files:
     """Encoded images with labels, and the loader's source over them."""
 
     data: str
-    source: ImageFolder
+    source: ImageFolder | TarShards
 
     def __len__(self) -> int:
         return len(self.source)
@@ -31,6 +33,8 @@ class Files:
 
     def name(self, index: int) -> str:
         """Return what error messages call an image."""
+        if isinstance(self.source, TarShards):
+            return self.source.core_source.name(index)
         return self.source.samples[index][0]
 
     def read(self, index: int) -> bytes:
@@ -39,7 +43,22 @@ class Files:
         Raises:
             OSError: it cannot be read.
         """
+        if isinstance(self.source, TarShards):
+            return self.source.core_source.encoded(index)
         return Path(self.name(index)).read_bytes()
+
+    def start(self, index: int, most: int) -> tuple[bytes, int]:
+        """Return an image's first bytes, at most `most` of them where that spares reading the others, and its size.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if isinstance(self.source, TarShards):
+            data = self.read(index)
+            return data, len(data)
+        path = Path(self.name(index))
+        with path.open("rb") as file:
+            return file.read(most), path.stat().st_size
 
     def spread(self, count: int) -> npt.NDArray[np.int64]:
         """Return at most `count` indices, spread evenly over all."""
@@ -47,13 +66,15 @@ class Files:
 
 
 def open_files(data: str) -> Files:
-    """Open an image folder; classes may be empty.
+    """Open an image folder, whose classes may be empty, or tar shards, named by a path or by one with braces.
 
     Raises:
-        FileNotFoundError: no such folder.
-        NotADirectoryError: not a folder.
-        DatasetError: no class folder in it, or no image at all.
+        FileNotFoundError: no such folder or shard.
+        NotADirectoryError: neither a folder nor a shard.
+        DatasetError: no class folder in it, no image at all, or a damaged shard.
     """
+    if data.lower().endswith(_SHARD_ENDINGS):
+        return Files(data, TarShards(data))
     source = ImageFolder(data, allow_empty=True)
     if not len(source):
         raise DatasetError(f"{data}: no image in {len(source.classes)} class folders")

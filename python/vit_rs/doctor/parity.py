@@ -13,7 +13,7 @@ from vit_rs.exceptions import VitRsError
 from vit_rs.transforms import CenterCrop, Compose, Normalize, Resize, ToDtype
 
 if TYPE_CHECKING:
-    from vit_rs.data import ImageFolder
+    from vit_rs.data import ImageFolder, TarShards
     from vit_rs.doctor.files import Files
     from vit_rs.doctor.report import Progress
 
@@ -76,5 +76,5 @@ def compare(files: Files, progress: Progress) -> Parity | None:
     return Parity(images, pillow, worst, equal / pixels, torchvision, transform_max)
 
 
-def _decode(source: ImageFolder, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _decode(source: ImageFolder | TarShards, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return source[index][0].permute(1, 2, 0).numpy()

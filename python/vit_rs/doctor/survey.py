@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,12 +45,9 @@ def survey(files: Files, progress: Progress) -> Survey:
     chosen = files.spread(_MOST)
     for done, index in enumerate(chosen):
         progress("headers", done, len(chosen))
-        path = Path(files.name(int(index)))
         try:
-            with path.open("rb") as file:
-                header = read_header(file.read(_START))
-            header = header or read_header(path.read_bytes())
-            size = path.stat().st_size
+            data, size = files.start(int(index), _START)
+            header = read_header(data) or read_header(files.read(int(index)))
         except OSError:
             header = None
         if header is None:
