@@ -202,10 +202,10 @@ def test_bad_samples_of_a_data_set_are_skipped_or_substituted():
     broken = EncodedDataset(Stored(broken=(2, 5)))
     with ImageLoader(broken, AUGMENT, batch_size=4, on_error="skip", return_index=True) as loader:
         assert [indices.tolist() for _, _, indices in loader][:2] == [[0, 1, 3], [4, 6, 7]]
-        assert loader.stats().failures == [
+        assert loader.stats().failures == (
             "sample 2: KeyError: 'no 2 in the archive'",
             "sample 5: KeyError: 'no 5 in the archive'",
-        ]
+        )
     results = [batches(broken, on_error="substitute", num_threads=threads) for threads in (1, 4)]
     assert same(*results)
     indices = torch.cat([batch[2] for batch in results[0]])

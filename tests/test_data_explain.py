@@ -128,7 +128,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
         assert "none: " in loader.explain()
     empty = ArrayDataset(np.zeros((0, 4, 4), np.uint8), np.zeros(0, np.int64))
     with ImageLoader(empty, batch_size=3) as loader:
-        assert rows(loader.explain())["example"] == "none: the epoch has no sample"
+        assert rows(loader.explain())["example"] == "none: the epoch has no sample that could be read now"
 
 
 def test_explaining_does_not_disturb(folder):

@@ -26,8 +26,8 @@ class ToDtype(Transform):
     """Convert the values' type.
 
     Source: torchvision.transforms.v2.ToDtype. With `scale`, 8-bit values are multiplied by 1/255 in float32, as there.
-    Transforms that follow work on float32, within 1e-5 of torchvision's on such tensors (hue, blur and bilinear maps 1e-4;
-    posterize, equalize and thresholds may bin a value on a border differently). Fills are in the units of the values.
+    Transforms that follow work on float32, within 1e-5 of torchvision's on such tensors (hue, blur and bilinear maps
+    1e-4; posterize, equalize and thresholds may bin a value on a border differently). Fills are in the values' units.
 
     Args:
         dtype: torch.float32, torch.float16, torch.bfloat16, or torch.uint8 (which leaves images as they are). A half

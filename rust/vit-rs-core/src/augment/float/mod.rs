@@ -62,7 +62,7 @@ impl FloatCanvas {
                 Step::FlipHorizontal => geometry::flip_horizontal(from, next),
                 Step::FlipVertical => geometry::flip_vertical(from, next),
                 Step::GaussianBlur { kernel, sigma } => {
-                    blur::blur(from, *kernel, *sigma, level, next)
+                    blur::blur(from, *kernel, *sigma, level, next);
                 }
                 Step::Affine(map) => affine::affine(from, map, next),
                 Step::Mix { keep, chains } => {
