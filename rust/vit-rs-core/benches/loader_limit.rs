@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use fast_image_resize as fir;
 use vit_rs_core::augment::canvas::Canvas;
-use vit_rs_core::augment::plan::{Kernels, Plan};
+use vit_rs_core::augment::plan::{Kernels, Plan, Split};
 use vit_rs_core::augment::spec::{RandomHorizontalFlip, RandomResizedCrop, Spec};
 use vit_rs_core::decode::{Decoder, Header, MAX_PIXELS};
 use vit_rs_core::emit::{Dtype, Emit, Layout, Values};
@@ -109,7 +109,7 @@ fn measure(
                 for &(bytes, draw) in &turn {
                     let header: Header = decoder.header(bytes, MAX_PIXELS)?;
                     let plan: Plan = spec.plan(header.size, EpochKey::new(0, round), draw, 0)?;
-                    let (region, steps, mirrored) = plan.split();
+                    let Split { region, steps, mirrored, .. } = plan.split();
                     let view = decoder.decode_region(bytes, header, region)?;
                     match contender {
                         0 => {}
