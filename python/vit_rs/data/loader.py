@@ -14,7 +14,7 @@ from vit_rs.data import explanation
 from vit_rs.data.order import share, share_length
 from vit_rs.data.sources import open_source
 from vit_rs.data.statistics import LoaderStats
-from vit_rs.data.threads import usable_cpus
+from vit_rs.data.threads import default_threads, usable_cpus
 from vit_rs.transforms.lowering import lower_views
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class ImageLoader:
         batch_size: samples in a batch.
         shuffle: draw a new order each epoch.
         seed: of the order and of every augmentation; 0 <= seed < 2**64.
-        num_threads: decoding threads; None = the CPUs that this process may use.
+        num_threads: decoding threads; None = the CPUs that this process may use, divided by torchrun's
+            LOCAL_WORLD_SIZE.
         drop_last: leave out a last batch that is not full.
         dtype: type of the images; None = the transform's. float16 and bfloat16 are rounded once, from float32.
         layout: "NCHW", "NHWC" or Patches(patch_size, order=...).
@@ -128,7 +129,7 @@ class ImageLoader:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self.num_threads = usable_cpus() if num_threads is None else num_threads
+        self.num_threads = default_threads() if num_threads is None else num_threads
         self.drop_last = drop_last
         self.layout = layout
         self.on_error = on_error
