@@ -185,3 +185,27 @@ def test_limits_and_formats():
         decode_image(encoded(Image.fromarray(picture(5, 5)), "GIF"))
     with pytest.raises(ValueError, match="not inside an image of 30 x 40"):
         decode_image(data, region=(0, 0, 31, 40))
+
+
+def test_a_harmless_oddity_hides_no_damage():
+    pixels = picture(96, 96)
+    sound = encoded(Image.fromarray(pixels), quality=95, restart_marker_rows=1)
+    restarts = [at for at in range(len(sound) - 1) if sound[at] == 0xFF and 0xD0 <= sound[at + 1] <= 0xD7]
+    damaged = sound[: restarts[2] + 20] + sound[restarts[4] - 5 :]
+    stray = b"\x12\x34\x56\x78"
+
+    def odd(data: bytes) -> bytes:
+        version = data.index(b"JFIF\0") + 5
+        return data[:version] + b"\x02" + data[version + 1 :]
+
+    def parameters(data: bytes) -> bytes:
+        end = data.index(b"\xff\xda") + 2
+        end += struct.unpack_from(">H", data, end)[0]
+        return data[: end - 3] + b"\x00\x3e\x00" + data[end:]
+
+    for harmless in (odd(sound), parameters(sound), sound[:-2] + stray + sound[-2:]):
+        np.testing.assert_array_equal(decode_image(harmless), decode_image(sound))
+    at_restart = sound[: restarts[0]] + stray + sound[restarts[0] :]
+    for broken in (damaged, odd(damaged), parameters(damaged), damaged[:-2] + stray + damaged[-2:], at_restart):
+        with pytest.raises(DecodeError, match="libjpeg-turbo"):
+            decode_image(broken)

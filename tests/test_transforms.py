@@ -213,7 +213,7 @@ ERRORS = {
     "padding must be an int >= 0, or 2 or 4 of them, got (1, 2, 3)": lambda: t.RandomCrop(4, padding=(1, 2, 3)),
     "fill must be an int in 0..255": lambda: t.RandomCrop(4, fill=256),
     "padding_mode must be": lambda: t.RandomCrop(4, padding_mode="wrap"),
-    "p must be a probability in 0..1, got 1.5": lambda: t.RandomHorizontalFlip(1.5),
+    "p must be a probability in 0..=1, got 1.5": lambda: t.RandomHorizontalFlip(1.5),
     "dtype must be torch.float32": lambda: t.ToDtype(torch.int64),
     "std finite and not 0": lambda: t.Normalize([0.5], [0.0]),
     "needs float values: put ToDtype": lambda: t.Compose([t.Normalize([0.5], [0.5])]),

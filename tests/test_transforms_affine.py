@@ -167,7 +167,7 @@ def test_names_are_torchvisions_too():
 
 
 ERRORS = {
-    "degrees must not be negative if it is one number, got -3": lambda: t.RandomRotation(-3),
+    "degrees must not be negative if it is a single number, got -3": lambda: t.RandomRotation(-3),
     "degrees must be one number or 2 of them, got (1, 2, 3)": lambda: t.RandomRotation((1, 2, 3)),
     "degrees must be (low, high) with low <= high, got (5, 2)": lambda: t.RandomRotation((5, 2)),
     "interpolation must be 'nearest' or 'bilinear', got 'bicubic'": lambda: t.RandomAffine(3, interpolation="bicubic"),

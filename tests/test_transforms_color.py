@@ -205,7 +205,6 @@ ERRORS = {
     "hue must be (low, high) with -0.5 <= low <= high <= 0.5, got (-0.6, 0.6)": lambda: t.ColorJitter(hue=0.6),
     "num_output_channels must be 3, got 1: images keep their channels": t.Grayscale,
     "bits must be an int in 0..8, got 9": lambda: t.RandomPosterize(9),
-    "bits must be an int in 0..8, got 2.5": lambda: t.RandomPosterize(2.5),
     "threshold must be at most 255, got 256": lambda: t.RandomSolarize(256),
     "threshold must be at most 255, got NaN": lambda: t.RandomSolarize(float("nan")),
     "sharpness_factor must be finite and at least 0, got -1": lambda: t.RandomAdjustSharpness(-1),

@@ -103,11 +103,20 @@ def test_batches_of_a_loader(mixing):
             assert torch.equal(soft.argmax(1) == labels, soft[range(4), labels] >= 0.5)
 
 
+@pytest.mark.parametrize("mixing", [t.MixUp, t.CutMix])
+def test_labels_of_other_whole_types(mixing):
+    torch.manual_seed(3)
+    expected = mixing(num_classes=10)(IMAGES, LABELS)[1]
+    for dtype in (torch.int32, torch.uint8):
+        torch.manual_seed(3)
+        assert torch.equal(mixing(num_classes=np.int64(10))(IMAGES, LABELS.to(dtype))[1], expected)
+
+
 IMAGES, LABELS = batch()
 ERRORS = {
     "alpha must be a finite number above 0, got 0": lambda: t.MixUp(alpha=0, num_classes=10),
     "alpha must be a finite number above 0, got nan": lambda: t.CutMix(alpha=float("nan")),
-    "num_classes must be at least 1, got 0": lambda: t.MixUp(num_classes=0),
+    "num_classes must be an int of at least 1, got 0": lambda: t.MixUp(num_classes=0),
     "MixUp needs num_classes for labels (B,)": lambda: t.MixUp()(IMAGES, LABELS),
     "labels (B, num_classes) have 4 classes, num_classes is 10": lambda: t.CutMix(num_classes=10)(
         IMAGES, torch.zeros(7, 4)
@@ -120,6 +129,19 @@ ERRORS = {
     "patch vectors (B, N, D) have no rows and columns to cut": lambda: t.CutMix(num_classes=10)(
         patchify(IMAGES[..., :24], 8), LABELS
     ),
+    "labels must be in 0..4 for num_classes=5, got 9": lambda: t.MixUp(num_classes=5)(IMAGES, torch.full((7,), 9)),
+    "labels must be in 0..9 for num_classes=10, got 10": lambda: t.CutMix(num_classes=10)(IMAGES, torch.arange(4, 11)),
+    "labels must be in 0..9 for num_classes=10, got -1": lambda: t.CutMix(num_classes=10)(IMAGES, LABELS - 1 - LABELS),
+    "labels (B,) must be whole numbers, as int64, got torch.float32": lambda: t.MixUp(num_classes=10)(
+        IMAGES, LABELS.float()
+    ),
+    "labels (B,) must be whole numbers, as int64, got torch.bool": lambda: t.CutMix(num_classes=10)(IMAGES, LABELS > 4),
+    "CutMix takes images (B, C, H, W) of at least one pixel, got (7, 3, 0, 31)": lambda: t.CutMix(num_classes=10)(
+        IMAGES[:, :, :0], LABELS
+    ),
+    "needs a label for each image, got 0 images and 7 labels": lambda: t.MixUp(num_classes=10)(
+        IMAGES[0, 0, 0, 0], LABELS
+    ),
 }
 
 
@@ -130,6 +152,10 @@ def test_errors_say_what_was_expected(text):
 
 
 def test_other_kinds_are_refused():
+    with pytest.raises(TypeError, match=r"num_classes must be an int of at least 1, got 2\.5"):
+        t.CutMix(num_classes=2.5)
+    with pytest.raises(TypeError, match="alpha must be a finite number above 0, got 'much'"):
+        t.MixUp(alpha="much")
     with pytest.raises(TypeError, match="CutMix takes tensors of images and labels, got ndarray and Tensor"):
         t.CutMix(num_classes=10)(IMAGES.numpy(), LABELS)
     with pytest.raises(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from vit_rs import _core
+from vit_rs.transforms import _arguments as check
 from vit_rs.transforms.base import PixelTransform
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class RandomRotation(PixelTransform):
             bilinear sampling then mixes black once into the image's border, with a colour twice, as in torchvision.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: an angle, name, point or colour that makes no sense.
     """
 
@@ -47,13 +48,19 @@ class RandomRotation(PixelTransform):
     fill: int | Sequence[int] | None = 0
 
     def __post_init__(self) -> None:
+        self._keep(
+            degrees=check.number_or_range("degrees", self.degrees, "one number or 2 of them"),
+            interpolation=check.choice("interpolation", self.interpolation, check.SAMPLING),
+            expand=check.flag("expand", self.expand),
+            center=None if self.center is None else check.two("center", self.center),
+            fill=check.colour(self.fill),
+        )
         self._op()
 
     def _op(self) -> Op:
-        (degrees,) = angles("degrees", self.degrees, (2,))
-        return _core.random_rotation(
-            degrees, sampling(self.interpolation), self.expand, _point(self.center), colour(self.fill)
-        )
+        center = None if self.center is None else check.two("center", self.center)
+        (degrees,) = _ranges(self.degrees)
+        return _core.random_rotation(degrees, self.interpolation, self.expand, center, check.rgb(self.fill))
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class RandomAffine(PixelTransform):
         center: the point (x, y) that turn, scaling and shear keep; None: the image's centre.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: an angle, share, factor, name, point or colour that makes no sense.
     """
 
@@ -86,55 +94,34 @@ class RandomAffine(PixelTransform):
     center: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        self._keep(
+            degrees=check.number_or_range("degrees", self.degrees, "one number or 2 of them"),
+            translate=None if self.translate is None else check.two("translate", self.translate),
+            scale=None if self.scale is None else check.two("scale", self.scale),
+            shear=None
+            if self.shear is None
+            else check.number_or_range("shear", self.shear, "one number or 2 or 4 of them", (2, 4)),
+            interpolation=check.choice("interpolation", self.interpolation, check.SAMPLING),
+            fill=check.colour(self.fill),
+            center=None if self.center is None else check.two("center", self.center),
+        )
         self._op()
 
     def _op(self) -> Op:
-        (degrees,) = angles("degrees", self.degrees, (2,))
-        shear = None if self.shear is None else angles("shear", self.shear, (2, 4))
+        (degrees,) = _ranges(self.degrees)
         return _core.random_affine(
             degrees,
-            None if self.translate is None else _two("translate", self.translate),
-            None if self.scale is None else _two("scale", self.scale),
-            None if shear is None else (*shear, (0.0, 0.0))[:2],
-            sampling(self.interpolation),
-            colour(self.fill),
-            _point(self.center),
+            None if self.translate is None else check.two("translate", self.translate),
+            None if self.scale is None else check.two("scale", self.scale),
+            None if self.shear is None else (*_ranges(self.shear), (0.0, 0.0))[:2],
+            self.interpolation,
+            check.rgb(self.fill),
+            None if self.center is None else check.two("center", self.center),
         )
 
 
-def sampling(interpolation: Any) -> str:
-    """Return the name of "nearest", "bilinear" or torchvision's InterpolationMode."""
-    return str(getattr(interpolation, "value", interpolation))
-
-
-def colour(fill: int | Sequence[int] | None) -> list[int] | None:
-    """Return (red, green, blue) of a value or colour, 0..255; None for None."""
-    if fill is None:
-        return None
-    values = [fill] if isinstance(fill, int) else list(fill)
-    values = values * 3 if len(values) == 1 else values
-    if len(values) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in values):
-        raise ValueError(f"fill must be an int in 0..255, three of them or None, got {fill!r}")
-    return values
-
-
-def angles(name: str, value: float | Sequence[float], lengths: tuple[int, ...]) -> list[tuple[float, float]]:
-    """Return the ranges (smallest, largest) of one angle, or of two or four."""
+def _ranges(value: float | Sequence[float]) -> list[tuple[float, float]]:
+    """Return the ranges (smallest, largest) of one number, or of two or four."""
     if isinstance(value, (int, float)):
-        if not value >= 0 or math.isinf(value):
-            raise ValueError(f"{name} must not be negative if it is one number, got {value!r}")
-        return [(-float(value), float(value))]
-    if len(value) not in lengths:
-        raise ValueError(f"{name} must be one number or {' or '.join(map(str, lengths))} of them, got {value!r}")
-    numbers = [float(number) for number in value]
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
-
-
-def _two(name: str, value: Sequence[float]) -> tuple[float, float]:
-    if len(value) != 2:
-        raise ValueError(f"{name} must be two numbers, got {value!r}")
-    return float(value[0]), float(value[1])
-
-
-def _point(center: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if center is None else _two("center", center)
+        return [(-value, value)]
+    return list(zip(value[::2], value[1::2], strict=True))

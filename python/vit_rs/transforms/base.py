@@ -24,6 +24,11 @@ class Transform:
         """Yield the transforms that this one is made of, in order; of most only itself."""
         yield self
 
+    def _keep(self, **values: Any) -> None:
+        """Keep arguments as they were made by their checks: this object is frozen for everybody else."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     @property
     def engines(self) -> dict[Any, Any]:
         """What was made of this transform to call it on images; not a part of its value."""
@@ -37,7 +42,9 @@ class Transform:
 
         Args:
             image: a file's bytes (JPEG, PNG, WebP); a PIL image; a uint8 tensor (C, H, W), C = 1 or 3; or a uint8 numpy
-                array (H, W, C) or (H, W).
+                array (H, W, C) or (H, W). Other threads run meanwhile: none of them may write to the image before the
+                call returns. Bytes are decoded as they lie in the file, an EXIF orientation is not applied; a file of
+                more pixels than `ImageLoader`'s default of `max_pixels` is refused.
 
         Returns:
             What came in: a PIL image for a PIL image, an array for an array, a tensor for a tensor, and for bytes a
@@ -47,7 +54,7 @@ class Transform:
         are transformed with Pillow's kernels, all others with torch's, unless a Compose names them.
 
         Raises:
-            DecodeError: bytes that are not a readable image.
+            DecodeError: bytes that are not a readable image, or one of too many pixels.
             TypeError: another kind of image.
             ValueError: a shape that an image does not have, or an image that does not fit the transform.
         """

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vit_rs import _core
+from vit_rs.transforms import _arguments as check
 from vit_rs.transforms.base import PixelTransform
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class GaussianBlur(PixelTransform):
         sigma: standard deviation, or its smallest and largest, pixels.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a kernel that is not odd and positive, or a sigma that is not positive and in order.
     """
 
@@ -36,14 +38,13 @@ class GaussianBlur(PixelTransform):
     sigma: float | Sequence[float] = (0.1, 2.0)
 
     def __post_init__(self) -> None:
+        self._keep(
+            kernel_size=check.sides("kernel_size", self.kernel_size, "(width, height)"),
+            sigma=check.number_or_range("sigma", self.sigma, lengths=(1, 2)),
+        )
         self._op()
 
     def _op(self) -> Op:
-        sides = (self.kernel_size,) * 2 if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
-        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise ValueError(f"kernel_size must be a positive int or (width, height) of two, got {self.kernel_size!r}")
-        width, height = sides
-        sigma = (self.sigma,) if isinstance(self.sigma, (int, float)) else tuple(self.sigma)
-        if len(sigma) not in (1, 2):
-            raise ValueError(f"sigma must be a number or (min, max), got {self.sigma!r}")
-        return _core.gaussian_blur((height, width), (float(sigma[0]), float(sigma[-1])))
+        width, height = check.pair(self.kernel_size)
+        sigma = (self.sigma,) if isinstance(self.sigma, (int, float)) else self.sigma
+        return _core.gaussian_blur((height, width), (sigma[0], sigma[-1]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from vit_rs._core import MAX_PIXELS, Transformer
-from vit_rs.transforms.lowering import Lowered, lower_views
+from vit_rs.transforms.lowering import Lowered, is_multi, lower_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,25 +23,42 @@ __all__ = ["call"]
 Array = np.ndarray[Any, Any]
 
 
+@dataclass(frozen=True)
+class _Engine:
+    """What carries out a transform, and what its results are."""
+
+    chains: list[Lowered]
+    transformer: Transformer
+    multi: bool
+
+    def results(self, made: list[Array], finish: Callable[[Array, torch.dtype], Any]) -> Any:
+        """Return the image, or the tuple of views."""
+        views = tuple(
+            finish(array, chain.dtype) if chain.dtype == torch.uint8 else _tensor(array, chain.dtype)
+            for chain, array in zip(self.chains, made, strict=True)
+        )
+        return views if self.multi else views[0]
+
+
 def call(transform: Transform, image: Any) -> Any:
     """Transform one image; see `Transform.__call__`."""
     if isinstance(image, torch.Tensor):
         return _call_on_tensor(transform, image)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        chains, engine = _engine(transform, "NCHW", "torch")
-        return _result(chains, engine.encoded(bytes(image), _seed(), None), _tensor)
+        engine = _engine(transform, "NCHW", "torch")
+        return engine.results(engine.transformer.encoded(bytes(image), _seed(), None), _tensor)
     if isinstance(image, np.ndarray):
-        chains, engine = _engine(transform, "NHWC", "torch")
-        made = engine.pixels(_pixels(image, image.shape), _seed())
-        return _result(chains, made, lambda array, _: array[..., 0] if image.ndim == 2 else array)
+        engine = _engine(transform, "NHWC", "torch")
+        made = engine.transformer.pixels(_pixels(image, image.shape), _seed())
+        return engine.results(made, lambda array, _: array[..., 0] if image.ndim == 2 else array)
     pil = sys.modules.get("PIL.Image")
     if pil is not None and isinstance(image, pil.Image):
         if image.mode not in ("L", "RGB"):
             raise ValueError(f"a PIL image must have mode 'L' or 'RGB', got {image.mode!r}: convert it first")
-        chains, engine = _engine(transform, "NHWC", "pillow")
+        engine = _engine(transform, "NHWC", "pillow")
         pixels = np.asarray(image)
-        made = engine.pixels(_pixels(pixels, pixels.shape), _seed())
-        return _result(chains, made, lambda array, _: pil.fromarray(array[..., 0] if image.mode == "L" else array))
+        made = engine.transformer.pixels(_pixels(pixels, pixels.shape), _seed())
+        return engine.results(made, lambda array, _: pil.fromarray(array[..., 0] if image.mode == "L" else array))
     kind = type(image)
     raise TypeError(
         "an image must be bytes, a PIL image, a uint8 tensor (C, H, W) or a uint8 numpy array (H, W, C), "
@@ -53,14 +71,14 @@ def _call_on_tensor(transform: Transform, image: torch.Tensor) -> Any:
         raise ValueError(
             f"a tensor must be uint8 (C, H, W) on the CPU, got {image.dtype} {tuple(image.shape)} on {image.device}"
         )
-    chains, engine = _engine(transform, "NCHW", "torch")
+    engine = _engine(transform, "NCHW", "torch")
     pixels = image.permute(1, 2, 0)
     if pixels.is_contiguous():
-        made = engine.pixels(_pixels(pixels.numpy(), image.shape), _seed())
+        made = engine.transformer.pixels(_pixels(pixels.numpy(), image.shape), _seed())
     else:
         _check_pixels(pixels.numpy(), image.shape)
-        made = engine.planes(image.contiguous().numpy(), _seed())
-    return _result(chains, made, _tensor)
+        made = engine.transformer.planes(image.contiguous().numpy(), _seed())
+    return engine.results(made, _tensor)
 
 
 def _pixels(image: Array, shape: tuple[int, ...]) -> Array:
@@ -82,28 +100,18 @@ def _tensor(array: Array, dtype: torch.dtype) -> torch.Tensor:
     return tensor.view(dtype) if tensor.dtype == torch.uint16 else tensor
 
 
-def _result(chains: list[Lowered], made: list[Array], finish: Callable[[Array, torch.dtype], Any]) -> Any:
-    views = tuple(
-        finish(array, chain.dtype) if chain.dtype == torch.uint8 else _tensor(array, chain.dtype)
-        for chain, array in zip(chains, made, strict=True)
-    )
-    return views if len(views) > 1 else views[0]
-
-
 def _seed() -> int:
     """Draw a seed from torch's default generator."""
     return int(torch.empty((), dtype=torch.int64).random_().item())
 
 
-def _engine(
-    transform: Transform, layout: Literal["NCHW", "NHWC"], kernels: Literal["torch", "pillow"]
-) -> tuple[list[Lowered], Transformer]:
-    """Return a transform's chains and what carries them out; float results are (C, H, W) whatever comes in."""
-    engines: dict[tuple[str, str], tuple[list[Lowered], Transformer]] = transform.engines
+def _engine(transform: Transform, layout: Literal["NCHW", "NHWC"], kernels: Literal["torch", "pillow"]) -> _Engine:
+    """Return what carries out a transform; float results are (C, H, W) whatever comes in."""
+    engines: dict[tuple[str, str], _Engine] = transform.engines
     if (layout, kernels) not in engines:
         chains = lower_views(transform)
         views = [
             chain.view(layout=layout if chain.dtype == torch.uint8 else "NCHW", kernels=kernels) for chain in chains
         ]
-        engines[layout, kernels] = chains, Transformer(views, MAX_PIXELS)
+        engines[layout, kernels] = _Engine(chains, Transformer(views, MAX_PIXELS), is_multi(transform))
     return engines[layout, kernels]

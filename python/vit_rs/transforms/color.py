@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vit_rs import _core
+from vit_rs.transforms import _arguments as check
 from vit_rs.transforms.base import PixelTransform
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class ColorJitter(PixelTransform):
         hue: shares of the circle are drawn from -value..value, or from (min, max), both in -0.5..0.5.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a negative number, or a range that is out of order or out of bounds.
     """
 
@@ -48,35 +50,27 @@ class ColorJitter(PixelTransform):
     hue: float | Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("brightness", "contrast", "saturation", "hue")}
+        self._keep(**{name: check.number_or_range(name, value) for name, value in given.items() if value is not None})
         self._op()
 
     def _op(self) -> Op:
         return _core.color_jitter(
-            _factors("brightness", self.brightness),
-            _factors("contrast", self.contrast),
-            _factors("saturation", self.saturation),
-            _around("hue", self.hue, 0.0),
+            _factors(self.brightness), _factors(self.contrast), _factors(self.saturation), _around(self.hue, 0.0)
         )
 
 
-def _factors(name: str, value: float | Sequence[float] | None) -> tuple[float, float] | None:
+def _factors(value: float | Sequence[float] | None) -> tuple[float, float] | None:
     """Return the range of a factor that changes nothing at 1 and is not negative."""
-    around = _around(name, value, 1.0)
+    around = _around(value, 1.0)
     return (max(around[0], 0.0), around[1]) if around and isinstance(value, (int, float)) else around
 
 
-def _around(name: str, value: float | Sequence[float] | None, center: float) -> tuple[float, float] | None:
+def _around(value: float | Sequence[float] | None, center: float) -> tuple[float, float] | None:
     """Return the range that a number or a pair stands for; None where only `center` is in it."""
     if value is None:
         return None
-    if isinstance(value, (int, float)):
-        if not value >= 0:
-            raise ValueError(f"{name} must not be negative if it is a single number, got {value!r}")
-        low, high = center - value, center + value
-    elif len(value) == 2:
-        low, high = float(value[0]), float(value[1])
-    else:
-        raise ValueError(f"{name} must be a number or (min, max), got {value!r}")
+    low, high = (center - value, center + value) if isinstance(value, (int, float)) else value
     return None if low == high == center else (low, high)
 
 
@@ -90,16 +84,17 @@ class Grayscale(PixelTransform):
         num_output_channels: 3. The 1 that torchvision defaults to is not offered: images keep their channels.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: another number.
     """
 
     num_output_channels: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_output_channels != 3:
-            raise ValueError(
-                f"num_output_channels must be 3, got {self.num_output_channels!r}: images keep their channels"
-            )
+        channels = check.whole("num_output_channels", self.num_output_channels)
+        if channels != 3:
+            raise ValueError(f"num_output_channels must be 3, got {channels}: images keep their channels")
+        self._keep(num_output_channels=channels)
 
     def _op(self) -> Op:
         return _core.grayscale()
@@ -112,12 +107,14 @@ class RandomGrayscale(PixelTransform):
     Source: torchvision.transforms.v2.RandomGrayscale.
 
     Raises:
+        TypeError: `p` that is not a number.
         ValueError: `p` outside 0..1.
     """
 
     p: float = 0.1
 
     def __post_init__(self) -> None:
+        self._keep(p=check.probability(self.p))
         self._op()
 
     def _op(self) -> Op:
@@ -131,12 +128,14 @@ class RandomInvert(PixelTransform):
     Source: torchvision.transforms.v2.RandomInvert.
 
     Raises:
+        TypeError: `p` that is not a number.
         ValueError: `p` outside 0..1.
     """
 
     p: float = 0.5
 
     def __post_init__(self) -> None:
+        self._keep(p=check.probability(self.p))
         self._op()
 
     def _op(self) -> Op:
@@ -154,6 +153,7 @@ class RandomPosterize(PixelTransform):
         p: how often, 0..1.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: `bits` outside 0..8 or `p` outside 0..1.
     """
 
@@ -161,11 +161,10 @@ class RandomPosterize(PixelTransform):
     p: float = 0.5
 
     def __post_init__(self) -> None:
+        self._keep(bits=check.whole("bits", self.bits, 0, 8), p=check.probability(self.p))
         self._op()
 
     def _op(self) -> Op:
-        if not isinstance(self.bits, int) or not 0 <= self.bits <= 8:
-            raise ValueError(f"bits must be an int in 0..8, got {self.bits!r}")
         return _core.random_posterize(self.bits, self.p)
 
 
@@ -180,6 +179,7 @@ class RandomSolarize(PixelTransform):
         p: how often, 0..1.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a threshold above 255 or `p` outside 0..1.
     """
 
@@ -187,6 +187,7 @@ class RandomSolarize(PixelTransform):
     p: float = 0.5
 
     def __post_init__(self) -> None:
+        self._keep(threshold=check.number("threshold", self.threshold), p=check.probability(self.p))
         self._op()
 
     def _op(self) -> Op:
@@ -200,12 +201,14 @@ class RandomAutocontrast(PixelTransform):
     Source: torchvision.transforms.v2.RandomAutocontrast.
 
     Raises:
+        TypeError: `p` that is not a number.
         ValueError: `p` outside 0..1.
     """
 
     p: float = 0.5
 
     def __post_init__(self) -> None:
+        self._keep(p=check.probability(self.p))
         self._op()
 
     def _op(self) -> Op:
@@ -219,12 +222,14 @@ class RandomEqualize(PixelTransform):
     Source: torchvision.transforms.v2.RandomEqualize.
 
     Raises:
+        TypeError: `p` that is not a number.
         ValueError: `p` outside 0..1.
     """
 
     p: float = 0.5
 
     def __post_init__(self) -> None:
+        self._keep(p=check.probability(self.p))
         self._op()
 
     def _op(self) -> Op:
@@ -242,6 +247,7 @@ class RandomAdjustSharpness(PixelTransform):
         p: how often, 0..1.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a negative factor or `p` outside 0..1.
     """
 
@@ -249,6 +255,9 @@ class RandomAdjustSharpness(PixelTransform):
     p: float = 0.5
 
     def __post_init__(self) -> None:
+        self._keep(
+            sharpness_factor=check.number("sharpness_factor", self.sharpness_factor), p=check.probability(self.p)
+        )
         self._op()
 
     def _op(self) -> Op:

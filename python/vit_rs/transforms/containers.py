@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vit_rs import _core
+from vit_rs.transforms import _arguments as check
 from vit_rs.transforms.base import PixelTransform, Transform
 from vit_rs.transforms.lowering import lower, pixel_ops
 
@@ -40,7 +41,7 @@ class Compose(Transform):
     kernels: Literal["torch", "pillow"] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "transforms", tuple(self.transforms))
+        self._keep(transforms=check.sequence("transforms", self.transforms, "a sequence of transforms"))
         if self.kernels not in ("torch", "pillow", None):
             raise ValueError(f"kernels must be 'torch', 'pillow' or None, got {self.kernels!r}")
         chain = lower(self)
@@ -72,15 +73,18 @@ class RandomApply(PixelTransform):
         p: how often, 0..1.
 
     Raises:
-        TypeError: a transform that is not one of pixels.
-        ValueError: `p` outside 0..1, or nothing to apply.
+        TypeError: a transform that is not one of pixels, or an argument of another wrong kind.
+        ValueError: a Compose inside that names kernels; `p` outside 0..1, or nothing to apply.
     """
 
     transforms: Sequence[Transform]
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "transforms", tuple(self.transforms))
+        self._keep(
+            transforms=check.sequence("transforms", self.transforms, "a sequence of transforms"),
+            p=check.probability(self.p),
+        )
         self._op()
 
     def _op(self) -> Op:
@@ -98,17 +102,18 @@ class RandomChoice(PixelTransform):
         p: how likely each is, relative to the others; None: all alike.
 
     Raises:
-        TypeError: a transform that is not one of pixels.
-        ValueError: nothing to choose from, another number of probabilities, a negative one, or none above 0.
+        TypeError: a transform that is not one of pixels, or an argument of another wrong kind.
+        ValueError: a Compose inside that names kernels; nothing to choose from, another number of probabilities, a
+            negative one, or none above 0.
     """
 
     transforms: Sequence[Transform]
     p: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "transforms", tuple(self.transforms))
+        self._keep(transforms=check.sequence("transforms", self.transforms, "a sequence of transforms"))
         if self.p is not None:
-            object.__setattr__(self, "p", tuple(self.p))
+            self._keep(p=check.numbers("p", self.p, "a number for each transform, or None"))
         self._op()
 
     def _op(self) -> Op:
@@ -126,14 +131,14 @@ class RandomOrder(PixelTransform):
         transforms: of pixels.
 
     Raises:
-        TypeError: a transform that is not one of pixels.
-        ValueError: nothing to apply.
+        TypeError: a transform that is not one of pixels, or an argument of another wrong kind.
+        ValueError: a Compose inside that names kernels; nothing to apply.
     """
 
     transforms: Sequence[Transform]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "transforms", tuple(self.transforms))
+        self._keep(transforms=check.sequence("transforms", self.transforms, "a sequence of transforms"))
         self._op()
 
     def _op(self) -> Op:

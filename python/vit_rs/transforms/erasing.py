@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal
 
 from vit_rs import _core
+from vit_rs.transforms import _arguments as check
 from vit_rs.transforms.base import PixelTransform
 
 if TYPE_CHECKING:
@@ -34,35 +36,39 @@ class RandomErasing(PixelTransform):
             as there.
 
     Raises:
-        TypeError: a `value` that is none of these.
+        TypeError: a `value` that is none of these, or an argument of another wrong kind.
         ValueError: a probability or range that makes no sense, or a value that is not finite; (in a Compose with
             ToDtype, or on images) a value outside 0..255 on 8-bit pixels; (on images) another number of values than
             channels.
     """
 
     p: float = 0.5
-    scale: tuple[float, float] = (0.02, 0.33)
-    ratio: tuple[float, float] = (0.3, 3.3)
+    scale: Sequence[float] = (0.02, 0.33)
+    ratio: Sequence[float] = (0.3, 3.3)
     value: float | Sequence[float] | Literal["random"] = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.value, (list, tuple)):
-            object.__setattr__(self, "value", tuple(self.value))
+        self._keep(
+            p=check.probability(self.p),
+            scale=check.two("scale", self.scale),
+            ratio=check.two("ratio", self.ratio),
+            value=_value(self.value),
+        )
         self._op()
 
     def _op(self) -> Op:
-        return _core.random_erasing(self.p, self.scale, self.ratio, _values(self.value))
+        value = [self.value] if isinstance(self.value, (int, float)) else self.value
+        scale, ratio = check.two("scale", self.scale), check.two("ratio", self.ratio)
+        return _core.random_erasing(self.p, scale, ratio, None if isinstance(value, str) else list(value))
 
 
-def _values(value: float | Sequence[float] | str) -> list[float] | None:
-    """Return a value for each channel, or one for all; None for random ones."""
-    if value == "random":
-        return None
-    values = []
-    for number in value if isinstance(value, tuple) else (value,):
-        if not isinstance(number, (int, float)):
-            raise TypeError(f"value must be a number, one for each channel, or 'random', got {value!r}")
-        if not math.isfinite(number):
-            raise ValueError(f"value must be finite, got {value!r}")
-        values.append(float(number))
-    return values
+def _value(value: Any) -> float | tuple[float, ...] | str:
+    """Return a number, one for each channel, or "random"."""
+    expected = "a number, one for each channel, or 'random'"
+    if isinstance(value, str) and value == "random":
+        return value
+    single = isinstance(value, Real)
+    values = (check.number("value", value, expected),) if single else check.numbers("value", value, expected)
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"value must be finite, got {value!r}")
+    return values[0] if single else values

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vit_rs import _core
+from vit_rs.transforms import _arguments as check
 from vit_rs.transforms.base import PixelTransform
 
 if TYPE_CHECKING:
@@ -19,19 +20,12 @@ Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
 
 
-def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """Return (height, width) of a side or a pair of sides."""
-    sides = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sides) == 1:
-        sides = sides * 2
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"{name} must be a positive int or (height, width) of two, got {value!r}")
-    return sides[0], sides[1]
-
-
-def _antialiased(antialias: bool | None) -> None:
-    if antialias is False:
-        raise ValueError("antialias must be True: 8-bit images are resized with antialiasing, as PIL images always are")
+def _check_antialias(antialias: Any) -> None:
+    if antialias is not True and antialias is not None:
+        raise ValueError(
+            f"antialias must be True or None, got {antialias!r}: 8-bit images are resized with antialiasing, as PIL "
+            "images always are"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,26 +39,33 @@ class RandomResizedCrop(PixelTransform):
         size: side, or (height, width), pixels.
         scale: smallest and largest share of the image's area.
         ratio: smallest and largest width / height.
-        interpolation: "bilinear", "bicubic" or "lanczos".
-        antialias: True; False is not offered for 8-bit images.
+        interpolation: "bilinear", "bicubic" or "lanczos", or torchvision's InterpolationMode.
+        antialias: True, or None, which means the same; False is not offered for 8-bit images.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a size, range or name that makes no sense.
     """
 
     size: int | Sequence[int]
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: Sequence[float] = (0.08, 1.0)
+    ratio: Sequence[float] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
     antialias: bool | None = True
 
     def __post_init__(self) -> None:
-        _antialiased(self.antialias)
+        _check_antialias(self.antialias)
+        self._keep(
+            size=check.sides("size", self.size),
+            scale=check.two("scale", self.scale),
+            ratio=check.two("ratio", self.ratio),
+            interpolation=check.choice("interpolation", self.interpolation, check.RESIZING),
+        )
         self._op()
 
     def _op(self) -> Op:
-        size = pair("size", self.size)
-        return _core.random_resized_crop(size, self.scale, self.ratio, self.interpolation)
+        scale, ratio = check.two("scale", self.scale), check.two("ratio", self.ratio)
+        return _core.random_resized_crop(check.pair(self.size), scale, ratio, self.interpolation)
 
 
 @dataclass(frozen=True)
@@ -76,26 +77,37 @@ class Resize(PixelTransform):
     Args:
         size: (height, width), or the length of the shorter side: the longer one keeps the aspect ratio, cut to a whole
             number of pixels.
-        interpolation: "bilinear", "bicubic" or "lanczos".
-        antialias: True; False is not offered for 8-bit images.
+        interpolation: "bilinear", "bicubic" or "lanczos", or torchvision's InterpolationMode.
+        max_size: None; torchvision's limit to the longer side is not offered.
+        antialias: True, or None, which means the same; False is not offered for 8-bit images.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a size or name that makes no sense.
     """
 
     size: int | Sequence[int]
     interpolation: Interpolation = "bilinear"
+    max_size: None = None
     antialias: bool | None = True
 
     def __post_init__(self) -> None:
-        _antialiased(self.antialias)
+        if self.max_size is not None:
+            raise ValueError(
+                f"max_size must be None, got {self.max_size!r}: a limit to the longer side is not offered; antialias "
+                "is the argument behind it"
+            )
+        _check_antialias(self.antialias)
+        self._keep(
+            size=check.sides("size", self.size),
+            interpolation=check.choice("interpolation", self.interpolation, check.RESIZING),
+        )
         self._op()
 
     def _op(self) -> Op:
-        sides = pair("size", self.size)
-        if isinstance(self.size, int) or len(self.size) == 1:
-            return _core.resize_short_side(sides[0], self.interpolation)
-        return _core.resize(sides, self.interpolation)
+        if isinstance(self.size, int):
+            return _core.resize_short_side(self.size, self.interpolation)
+        return _core.resize(check.pair(self.size), self.interpolation)
 
 
 @dataclass(frozen=True)
@@ -108,16 +120,18 @@ class CenterCrop(PixelTransform):
         size: side, or (height, width), pixels.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a size that makes no sense.
     """
 
     size: int | Sequence[int]
 
     def __post_init__(self) -> None:
+        self._keep(size=check.sides("size", self.size))
         self._op()
 
     def _op(self) -> Op:
-        return _core.center_crop(pair("size", self.size))
+        return _core.center_crop(check.pair(self.size))
 
 
 @dataclass(frozen=True)
@@ -130,40 +144,35 @@ class RandomCrop(PixelTransform):
         size: side, or (height, width), pixels.
         padding: pixels added on all sides, or (left and right, top and bottom), or (left, top, right, bottom).
         pad_if_needed: pad images that are smaller than the window, instead of raising when they come.
-        fill: value, or (red, green, blue), 0..255, of the padding in mode "constant".
+        fill: value, or (red, green, blue), 0..255, of the padding in mode "constant"; None: black.
         padding_mode: "constant", "edge", "reflect" or "symmetric".
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a size, padding, colour or name that makes no sense.
     """
 
     size: int | Sequence[int]
     padding: int | Sequence[int] | None = None
     pad_if_needed: bool = False
-    fill: int | Sequence[int] = 0
+    fill: int | Sequence[int] | None = 0
     padding_mode: PaddingMode = "constant"
 
     def __post_init__(self) -> None:
+        self._keep(
+            size=check.sides("size", self.size),
+            padding=check.padding(self.padding),
+            pad_if_needed=check.flag("pad_if_needed", self.pad_if_needed),
+            fill=check.colour(self.fill),
+            padding_mode=check.choice("padding_mode", self.padding_mode, ("constant", "edge", "reflect", "symmetric")),
+        )
         self._op()
 
     def _op(self) -> Op:
-        size = pair("size", self.size)
-        return _core.random_crop(size, self._padding(), self.pad_if_needed, self._fill(), self.padding_mode)
-
-    def _padding(self) -> list[int]:
-        given = self.padding
-        sides = [0] if given is None else [given] if isinstance(given, int) else list(given)
-        if len(sides) not in (1, 2, 4) or not all(isinstance(side, int) and side >= 0 for side in sides):
-            raise ValueError(f"padding must be an int >= 0, or 2 or 4 of them, got {given!r}")
-        return (sides * 4)[:4]
-
-    def _fill(self) -> list[int]:
-        colour = [self.fill] * 3 if isinstance(self.fill, int) else list(self.fill)
-        if len(colour) == 1:
-            colour = colour * 3
-        if len(colour) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in colour):
-            raise ValueError(f"fill must be an int in 0..255, or three of them, got {self.fill!r}")
-        return colour
+        given = self.padding or 0
+        padding = ([given] * 4 if isinstance(given, int) else list(given) * 2)[:4]
+        fill = check.rgb(self.fill) or [0, 0, 0]
+        return _core.random_crop(check.pair(self.size), padding, self.pad_if_needed, fill, self.padding_mode)
 
 
 @dataclass(frozen=True)
@@ -173,13 +182,15 @@ class RandomHorizontalFlip(PixelTransform):
     Source: torchvision.transforms.v2.RandomHorizontalFlip.
 
     Raises:
+        TypeError: `p` that is not a number.
         ValueError: `p` outside 0..1.
     """
 
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        check_probability(self.p)
+        self._keep(p=check.probability(self.p))
+        self._op()
 
     def _op(self) -> Op:
         return _core.random_horizontal_flip(self.p)
@@ -192,18 +203,15 @@ class RandomVerticalFlip(PixelTransform):
     Source: torchvision.transforms.v2.RandomVerticalFlip.
 
     Raises:
+        TypeError: `p` that is not a number.
         ValueError: `p` outside 0..1.
     """
 
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        check_probability(self.p)
+        self._keep(p=check.probability(self.p))
+        self._op()
 
     def _op(self) -> Op:
         return _core.random_vertical_flip(self.p)
-
-
-def check_probability(p: float) -> None:
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"p must be a probability in 0..1, got {p!r}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vit_rs._core import Op
 
-__all__ = ["Lowered", "lower", "lower_views", "pixel_ops"]
+__all__ = ["Lowered", "is_multi", "lower", "lower_views", "pixel_ops"]
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,15 @@ def lower(transform: Transform | None) -> Lowered:
     return Lowered(ops, float_ops, to_dtype, normalize, getattr(transform, "kernels", None))
 
 
+def is_multi(transform: Transform | None) -> bool:
+    """Tell whether a transform makes a tuple of views, if only of one."""
+    return isinstance(transform, MultiCrop)
+
+
 def lower_views(transform: Transform | None) -> list[Lowered]:
     """Return the chain of each view: several under a MultiCrop, else one."""
-    steps = [] if transform is None else list(_steps(transform))
-    if len(steps) == 1 and isinstance(steps[0], MultiCrop):
-        kernels = getattr(transform, "kernels", None)
-        chains = [lower(chain) for chain, count in steps[0].counted() for _ in range(count)]
-        for chain in chains:
-            if kernels is not None and chain.kernels not in (kernels, None):
-                raise ValueError(f"a view has kernels {chain.kernels!r} inside a Compose with {kernels!r}")
-        return [Lowered(c.ops, c.float_ops, c.to_dtype, c.normalize, c.kernels or kernels) for c in chains]
+    if isinstance(transform, MultiCrop):
+        return [lower(chain) for chain, count in transform.counted() for _ in range(count)]
     return [lower(transform)]
 
 
@@ -114,10 +113,16 @@ def pixel_ops(transforms: Iterable[Transform]) -> list[Op]:
 
     Raises:
         TypeError: one that is not a transform of pixels.
-        ValueError: there are none.
+        ValueError: there are none, or a Compose names kernels.
     """
     ops = []
     for transform in transforms:
+        kernels = getattr(transform, "kernels", None)
+        if kernels is not None:
+            raise ValueError(
+                f"a chain has one kind of kernels: give kernels={kernels!r} to the outermost Compose, not to one "
+                "inside another transform"
+            )
         for step in _steps(transform):
             if not isinstance(step, PixelTransform):
                 raise TypeError(f"only transforms of pixels can stand here, got {step}")

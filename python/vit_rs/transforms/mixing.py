@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from vit_rs.transforms import _arguments as check
+
 __all__ = ["CutMix", "MixUp", "paste"]
 
 
@@ -38,10 +40,13 @@ class _Mixing:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"alpha must be a finite number above 0, got {self.alpha}")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        expected = "a finite number above 0"
+        alpha = check.number("alpha", self.alpha, expected)
+        if not (math.isfinite(alpha) and alpha > 0):
+            raise ValueError(f"alpha must be {expected}, got {self.alpha!r}")
+        object.__setattr__(self, "alpha", alpha)
+        if self.num_classes is not None:
+            object.__setattr__(self, "num_classes", check.whole("num_classes", self.num_classes, 1))
 
     def _draw_share(self) -> float:
         """Draw the first image's share from torch's default generator."""
@@ -55,18 +60,33 @@ class _Mixing:
             raise TypeError(f"{name} takes tensors of images and labels, got {kinds}")
         if labels.ndim not in (1, 2):
             raise ValueError(f"labels must be (B,) or (B, num_classes), got {tuple(labels.shape)}")
-        if len(images) != len(labels):
-            raise ValueError(f"{name} needs a label for each image, got {len(images)} images and {len(labels)} labels")
-        if labels.ndim == 1 and self.num_classes is None:
-            raise ValueError(f"{name} needs num_classes for labels (B,)")
+        count = len(images) if images.ndim else 0
+        if count != len(labels):
+            raise ValueError(f"{name} needs a label for each image, got {count} images and {len(labels)} labels")
+        if labels.ndim == 1:
+            self._check_numbers(labels)
         if labels.ndim == 2 and self.num_classes not in (labels.shape[1], None):
             raise ValueError(
                 f"labels (B, num_classes) have {labels.shape[1]} classes, num_classes is {self.num_classes}"
             )
 
+    def _check_numbers(self, labels: torch.Tensor) -> None:
+        if self.num_classes is None:
+            raise ValueError(f"{type(self).__name__} needs num_classes for labels (B,)")
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise ValueError(f"labels (B,) must be whole numbers, as int64, got {labels.dtype}; shares are (B, K)")
+        # On another device the check would have to wait for it, batch by batch.
+        if labels.device.type == "cpu" and len(labels):
+            least, most = (int(label) for label in labels.long().aminmax())
+            if least < 0 or most >= self.num_classes:
+                raise ValueError(
+                    f"labels must be in 0..{self.num_classes - 1} for num_classes={self.num_classes}, "
+                    f"got {least if least < 0 else most}"
+                )
+
     def _mix_labels(self, labels: torch.Tensor, share: float) -> torch.Tensor:
         if labels.ndim == 1:
-            labels = F.one_hot(labels, self.num_classes or -1)  # (B, K)
+            labels = F.one_hot(labels.long(), self.num_classes or -1)  # (B, K)
         if not labels.is_floating_point():
             labels = labels.float()
         return _blend(labels, share)
@@ -91,6 +111,7 @@ class MixUp(_Mixing):
         num_classes: number of classes K; may be None when labels are (B, K) already.
 
     Raises:
+        TypeError: `alpha` that is not a number, or `num_classes` that is not a whole one.
         ValueError: `alpha` or `num_classes` out of range.
     """
 
@@ -99,14 +120,15 @@ class MixUp(_Mixing):
 
         Args:
             images: float, (B, C, H, W), or patch vectors (B, N, D); not written to.
-            labels: int64 (B,), 0 <= label < K; or shares (B, K).
+            labels: int64, or another whole type, (B,), 0 <= label < K; or shares (B, K).
 
         Returns:
             The images mixed, and soft labels (B, K): float32 for whole labels.
 
         Raises:
             TypeError: something that is not a tensor.
-            ValueError: a shape or type that does not go with this.
+            ValueError: a shape or type that does not go with this; a label outside 0..K-1, for labels on the CPU (other
+                devices are not waited for).
         """
         self._check(images, labels)
         if images.ndim not in (3, 4) or not images.is_floating_point():
@@ -131,6 +153,7 @@ class CutMix(_Mixing):
         num_classes: number of classes K; may be None when labels are (B, K) already.
 
     Raises:
+        TypeError: `alpha` that is not a number, or `num_classes` that is not a whole one.
         ValueError: `alpha` or `num_classes` out of range.
     """
 
@@ -139,14 +162,16 @@ class CutMix(_Mixing):
 
         Args:
             images: (B, C, H, W) of any type; not written to.
-            labels: int64 (B,), 0 <= label < K; or shares (B, K).
+            labels: int64, or another whole type, (B,), 0 <= label < K; or shares (B, K).
 
         Returns:
             The images mixed, and soft labels (B, K): float32 for whole labels.
 
         Raises:
             TypeError: something that is not a tensor.
-            ValueError: a shape that does not go with this; patch vectors, which have no rows and columns.
+            ValueError: a shape or type of labels that does not go with this; images without pixels; patch vectors,
+                which have no rows and columns; a label outside 0..K-1, for labels on the CPU (other devices are not
+                waited for).
         """
         self._check(images, labels)
         if images.ndim != 4:
@@ -154,6 +179,8 @@ class CutMix(_Mixing):
                 f"CutMix takes images (B, C, H, W), got {tuple(images.shape)}: patch vectors (B, N, D) have no rows "
                 "and columns to cut; mix before patchify, or take MixUp"
             )
+        if 0 in images.shape[-2:]:
+            raise ValueError(f"CutMix takes images (B, C, H, W) of at least one pixel, got {tuple(images.shape)}")
         share = self._draw_share()
         height, width = images.shape[-2:]
         middle_x, middle_y = int(torch.randint(width, (1,))), int(torch.randint(height, (1,)))

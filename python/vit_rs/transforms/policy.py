@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vit_rs import _core
-from vit_rs.transforms.affine import colour, sampling
+from vit_rs.transforms import _arguments as check
 from vit_rs.transforms.base import PixelTransform
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class RandAugment(PixelTransform):
         fill: value, or (red, green, blue), 0..255, of what lies outside a turned or shifted image; None: black.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a number, name or colour that makes no sense.
     """
 
@@ -42,15 +43,18 @@ class RandAugment(PixelTransform):
     fill: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        self._keep(
+            num_ops=check.whole("num_ops", self.num_ops, 0),
+            magnitude=check.whole("magnitude", self.magnitude, 0),
+            num_magnitude_bins=check.whole("num_magnitude_bins", self.num_magnitude_bins, 2),
+            interpolation=check.choice("interpolation", self.interpolation, check.SAMPLING),
+            fill=check.colour(self.fill),
+        )
         self._op()
 
     def _op(self) -> Op:
-        counts = (
-            _count("num_ops", self.num_ops, 0),
-            _count("magnitude", self.magnitude, 0),
-            _count("num_magnitude_bins", self.num_magnitude_bins, 2),
-        )
-        return _core.rand_augment(*counts, sampling(self.interpolation), colour(self.fill))
+        counts = self.num_ops, self.magnitude, self.num_magnitude_bins
+        return _core.rand_augment(*counts, self.interpolation, check.rgb(self.fill))
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class TrivialAugmentWide(PixelTransform):
         fill: value, or (red, green, blue), 0..255, of what lies outside a turned or shifted image; None: black.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a number, name or colour that makes no sense.
     """
 
@@ -74,11 +79,15 @@ class TrivialAugmentWide(PixelTransform):
     fill: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        self._keep(
+            num_magnitude_bins=check.whole("num_magnitude_bins", self.num_magnitude_bins, 2),
+            interpolation=check.choice("interpolation", self.interpolation, check.SAMPLING),
+            fill=check.colour(self.fill),
+        )
         self._op()
 
     def _op(self) -> Op:
-        bins = _count("num_magnitude_bins", self.num_magnitude_bins, 2)
-        return _core.trivial_augment_wide(bins, sampling(self.interpolation), colour(self.fill))
+        return _core.trivial_augment_wide(self.num_magnitude_bins, self.interpolation, check.rgb(self.fill))
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ class AutoAugment(PixelTransform):
         fill: value, or (red, green, blue), 0..255, of what lies outside a turned or shifted image; None: black.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a name or colour that makes no sense.
     """
 
@@ -101,11 +111,15 @@ class AutoAugment(PixelTransform):
     fill: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        self._keep(
+            policy=check.choice("policy", self.policy, ("imagenet", "cifar10", "svhn")),
+            interpolation=check.choice("interpolation", self.interpolation, check.SAMPLING),
+            fill=check.colour(self.fill),
+        )
         self._op()
 
     def _op(self) -> Op:
-        policy = str(getattr(self.policy, "value", self.policy))
-        return _core.auto_augment(policy, sampling(self.interpolation), colour(self.fill))
+        return _core.auto_augment(self.policy, self.interpolation, check.rgb(self.fill))
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,7 @@ class AugMix(PixelTransform):
         fill: value, or (red, green, blue), 0..255, of what lies outside a turned or shifted image; None: black.
 
     Raises:
+        TypeError: an argument of a wrong kind.
         ValueError: a number, name or colour that makes no sense.
     """
 
@@ -138,17 +153,26 @@ class AugMix(PixelTransform):
     fill: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        self._keep(
+            severity=check.whole("severity", self.severity, 1),
+            mixture_width=check.whole("mixture_width", self.mixture_width, 1),
+            chain_depth=check.whole("chain_depth", self.chain_depth),
+            alpha=check.number("alpha", self.alpha),
+            all_ops=check.flag("all_ops", self.all_ops),
+            interpolation=check.choice("interpolation", self.interpolation, check.SAMPLING),
+            fill=check.colour(self.fill),
+        )
         self._op()
 
     def _op(self) -> Op:
         return _core.aug_mix(
-            _count("severity", self.severity, 1),
-            _count("mixture_width", self.mixture_width, 1),
+            self.severity,
+            self.mixture_width,
             self.chain_depth if self.chain_depth > 0 else None,
             self.alpha,
             self.all_ops,
-            sampling(self.interpolation),
-            colour(self.fill),
+            self.interpolation,
+            check.rgb(self.fill),
         )
 
 
@@ -169,9 +193,3 @@ class ThreeAugment(PixelTransform):
             _core.gaussian_blur((13, 13), (0.1, 2.0)),
         ]
         return _core.random_choice([[choice] for choice in choices], [1.0, 1.0, 1.0])
-
-
-def _count(name: str, value: int, least: int) -> int:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-    return value

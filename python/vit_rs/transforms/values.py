@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vit_rs import _core
+from vit_rs.transforms import _arguments as check
 from vit_rs.transforms.base import Transform
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class ToDtype(Transform):
         scale: bring 0..255 to 0..1.
 
     Raises:
+        TypeError: something that is not a torch.dtype, or a `scale` that is not a truth value.
         ValueError: another type.
     """
 
@@ -42,8 +44,12 @@ class ToDtype(Transform):
     scale: bool = False
 
     def __post_init__(self) -> None:
+        expected = "torch.float32, float16, bfloat16 or uint8"
+        if not isinstance(self.dtype, torch.dtype):
+            raise TypeError(f"dtype must be {expected}, got {self.dtype!r}")
         if self.dtype not in (*_FLOATS, torch.uint8):
-            raise ValueError(f"dtype must be torch.float32, float16, bfloat16 or uint8, got {self.dtype}")
+            raise ValueError(f"dtype must be {expected}, got {self.dtype}")
+        self._keep(scale=check.flag("scale", self.scale))
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Normalize(Transform):
         std: the same; not 0.
 
     Raises:
+        TypeError: something that is not a sequence of numbers.
         ValueError: no or different numbers of values, a value that is not finite, or a std of 0.
     """
 
@@ -64,6 +71,8 @@ class Normalize(Transform):
     std: Sequence[float]
 
     def __post_init__(self) -> None:
+        expected = "a sequence of numbers, one for each channel"
+        self._keep(mean=check.numbers("mean", self.mean, expected), std=check.numbers("std", self.std, expected))
         if not len(self.mean) or len(self.mean) != len(self.std):
             raise ValueError(f"mean and std need one value for each channel, got {self.mean!r} and {self.std!r}")
         if not all(map(math.isfinite, (*self.mean, *self.std))) or not all(self.std):

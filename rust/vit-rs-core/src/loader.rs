@@ -18,6 +18,12 @@ use crate::rng::EpochKey;
 use crate::slot::{Part, Parts, Pool, Slot};
 use crate::statistics::{Record, Stats, Tally, nanoseconds};
 
+/// More batches than any consumer needs ahead of it.
+const MOST_PREFETCHED: usize = 1 << 16;
+
+/// More threads than any machine has CPUs for.
+const MOST_THREADS: usize = 4096;
+
 /// How many stand-ins are tried before a sample counts as lost.
 const SUBSTITUTES: usize = 16;
 
@@ -92,7 +98,7 @@ struct State {
     record: Record,
     closing: bool,
     /// Why no batch can come any more.
-    fatal: Option<String>,
+    fatal: Option<Error>,
 }
 
 impl State {
@@ -157,14 +163,16 @@ impl Shared {
     }
 
     /// The next samples to do; None when the loader closes.
-    fn take(&self) -> Result<Option<Job>> {
+    fn take(&self) -> Option<Job> {
         let mut state = self.lock();
         loop {
             if state.closing {
-                return Ok(None);
+                return None;
             }
-            if let Some(job) = self.next_job(&mut state)? {
-                return Ok(Some(job));
+            match self.next_job(&mut state) {
+                Ok(Some(job)) => return Some(job),
+                Ok(None) => {}
+                Err(error) => self.fail(&mut state, error),
             }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -217,21 +225,23 @@ impl Shared {
         views.map(|(view, pool)| Ok(pool.take()?.split(view.emit.bytes()))).collect()
     }
 
-    /// A thread's life. Whatever ends it early is told to the consumer, who would wait for ever.
-    fn run(&self) {
-        let ended = catch_unwind(AssertUnwindSafe(|| self.work_off()));
-        let fatal = match ended {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(panic) => Error::Panic(panic_text(&*panic)).to_string(),
-        };
-        self.lock().fatal = Some(fatal);
+    /// Ends the epoch under way: the consumer is told why, and would wait for ever otherwise.
+    fn fail(&self, state: &mut State, error: Error) {
+        state.abandon(&self.pipeline);
+        state.fatal = Some(error);
         self.done.notify_all();
     }
 
-    fn work_off(&self) -> Result<()> {
+    /// A thread's life: until the loader closes.
+    fn run(&self) {
+        while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work_off())) {
+            self.fail(&mut self.lock(), Error::Panic(panic_text(&*panic)));
+        }
+    }
+
+    fn work_off(&self) {
         let mut tools = Tools::default();
-        while let Some(job) = self.take()? {
+        while let Some(job) = self.take() {
             let start = Instant::now();
             let mut tally = Tally::default();
             let key = EpochKey::new(self.pipeline.seed, job.epoch);
@@ -280,7 +290,6 @@ impl Shared {
                 }
             }
         }
-        Ok(())
     }
 
     /// Does one sample, or a stand-in for it: then returns what was wrong with the sample, too.
@@ -302,8 +311,12 @@ impl Shared {
             let mut stream = key.substitutes(*draw);
             for _ in 0..SUBSTITUTES {
                 let other = stream.below(self.pipeline.len() as u64);
-                if let Ok(label) = sample((other, self.pipeline.announce(other))) {
-                    return Ok((Done { place, label, substitute: Some(other) }, Some(error)));
+                match sample((other, self.pipeline.announce(other))) {
+                    Ok(label) => {
+                        return Ok((Done { place, label, substitute: Some(other) }, Some(error)));
+                    }
+                    Err(another) if another.is_bad_sample() => {}
+                    Err(fault) => return Err(fault),
                 }
             }
         }
@@ -345,6 +358,12 @@ impl Loader {
         if batch_size == 0 || threads == 0 || prefetch == 0 {
             return Err(Error::argument(format!(
                 "batch_size, num_threads and prefetch must be at least 1, got {batch_size}, {threads} and {prefetch}"
+            )));
+        }
+        if prefetch > MOST_PREFETCHED || threads > MOST_THREADS {
+            return Err(Error::argument(format!(
+                "num_threads must be at most {MOST_THREADS} and prefetch at most {MOST_PREFETCHED} batches, \
+                 got {threads} and {prefetch}"
             )));
         }
         // A batch never holds more samples than an epoch has: with several ranks some repeat, but none twice in a share.
@@ -407,10 +426,10 @@ impl Loader {
 
     fn spawn(&self) -> Result<()> {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        if workers.iter().any(|worker| !worker.is_finished()) {
+        // They live until the loader closes.
+        if !workers.is_empty() {
             return Ok(());
         }
-        workers.clear();
         self.process.store(std::process::id(), Ordering::Relaxed);
         for number in 0..self.threads {
             let shared = Arc::clone(&self.shared);
@@ -449,6 +468,9 @@ impl Loader {
         let asked = Instant::now();
         let filling = {
             let mut state = self.shared.lock();
+            if let Some(fatal) = state.fatal.take() {
+                return Err(fatal);
+            }
             let Some(order) = state.order.clone() else { return Ok(Next::End) };
             if state.first >= order.batches(self.shared.batch_size) || state.closing {
                 state.record.end(Instant::now());
@@ -464,8 +486,8 @@ impl Loader {
                 state = wait.unwrap_or_else(PoisonError::into_inner).0;
             }
             let now = Instant::now();
-            if let Some(fatal) = &state.fatal {
-                return Err(Error::argument(fatal.clone()));
+            if let Some(fatal) = state.fatal.take() {
+                return Err(fatal);
             }
             match state.filling.pop_front() {
                 Some(filling) if filling.unfinished == 0 => {

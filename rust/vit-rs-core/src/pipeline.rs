@@ -85,6 +85,10 @@ impl std::fmt::Debug for Pipeline {
     }
 }
 
+/// After an image of more pixels, or a file of more bytes, a thread's memory goes back to the system: it would stay as
+/// large for all images that follow.
+pub(crate) const KEPT: usize = 16 << 20;
+
 /// A thread's decoders and memory.
 #[derive(Debug, Default)]
 pub(crate) struct Tools {
@@ -207,22 +211,25 @@ impl Pipeline {
         places: &mut [Part],
         tally: &mut Tally,
     ) -> Result<Option<i64>> {
-        let Tools { decoder, canvases, turned, file } = tools;
         let index = self.index(position)?;
+        let mut largest = 0;
         let mut clock = Instant::now();
         let mut lap = |stage: &mut u64| {
             let now = Instant::now();
             *stage += nanoseconds(clock, now);
             clock = now;
         };
+        let Tools { decoder, canvases, turned, file } = &mut *tools;
         let work = || {
             let Fetched { item, label } = self.source.fetch(index, ticket, file)?;
             lap(&mut tally.read);
             if let Item::Encoded(bytes) = item {
                 tally.bytes += bytes.len() as u64;
+                largest = bytes.len();
             }
             let specs = self.views.iter().map(|view| &view.spec);
             let prepared = prepare(decoder, turned, item, self.decoding, specs, key, draw)?;
+            largest = largest.max(prepared.most_pixels());
             lap(&mut tally.decode);
             for ((view, plan), place) in self.views.iter().zip(&prepared.plans).zip(places) {
                 let split = plan.split();
@@ -235,7 +242,11 @@ impl Pipeline {
             tally.images += 1;
             Ok(label)
         };
-        work().map_err(|error: Error| error.named(self.source.name(index)))
+        let done = work().map_err(|error: Error| error.named(self.source.name(index)));
+        if largest > KEPT {
+            *tools = Tools::default();
+        }
+        done
     }
 }
 
@@ -283,6 +294,12 @@ pub(crate) struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
+    /// The most pixels that the image has at any time.
+    pub(crate) fn most_pixels(&self) -> usize {
+        let steps = self.plans.iter().map(Plan::most_pixels);
+        steps.fold(self.pixels.size().pixels(), usize::max)
+    }
+
     /// The pixels that one plan needs.
     pub(crate) fn part(&self, region: Rect) -> Result<ImageView<'a>> {
         let rect = self.frame.rect(region)?;
@@ -316,11 +333,16 @@ pub(crate) fn prepare<'a, 's>(
 ) -> Result<Prepared<'a>> {
     let Opened { content, mut frame } = decoding.open(decoder, item)?;
     let size = frame.size();
+    // Pixels in memory are no bomb, whatever their number.
+    let limit = match content {
+        Content::File(..) => decoding.max_pixels,
+        Content::Pixels(_) => decoding.max_pixels.max(size.pixels()),
+    };
     let plan = |(view, spec): (u16, &Spec)| {
         let plan = spec.plan(size, key, draw, view)?;
         match plan.most_pixels() {
             // A small file must not become a huge image.
-            most if most > decoding.max_pixels => Err(Error::sample(format!(
+            most if most > limit => Err(Error::sample(format!(
                 "its transform makes {most} pixels of {size}, more than max_pixels = {}",
                 decoding.max_pixels
             ))),

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView, Size};
 use crate::line::interleave;
 use crate::memory::Buffer;
-use crate::pipeline::{Decoding, Tools, prepare, write};
+use crate::pipeline::{Decoding, KEPT, Tools, prepare, write};
 use crate::rng::EpochKey;
 use crate::simd::Level;
 use crate::source::Item;
@@ -48,6 +48,8 @@ struct Kit {
     packed: ImageBuf,
     /// What wrote each view the last time.
     emits: Vec<Option<Emit>>,
+    /// Pixels of the last image.
+    largest: usize,
 }
 
 impl Transformer {
@@ -80,7 +82,9 @@ impl Transformer {
                 made
             }
         };
-        kept().push(kit);
+        if kit.largest <= KEPT {
+            kept().push(kit);
+        }
         made
     }
 
@@ -91,10 +95,11 @@ impl Transformer {
         key: EpochKey,
         room: impl Fn(usize) -> Result<Buffer>,
     ) -> Result<Vec<(Buffer, Emit)>> {
-        let Kit { tools: Tools { decoder, canvases, turned, .. }, emits, .. } = kit;
+        let Kit { tools: Tools { decoder, canvases, turned, .. }, emits, largest, .. } = kit;
         emits.resize(self.views.len(), None);
         let specs = self.views.iter().map(|(spec, _)| spec);
         let prepared = prepare(decoder, turned, item, self.decoding, specs, key, 0)?;
+        *largest = prepared.most_pixels();
         let mut made = Vec::with_capacity(self.views.len());
         for (((_, output), plan), emit) in self.views.iter().zip(&prepared.plans).zip(emits) {
             let split = plan.split();

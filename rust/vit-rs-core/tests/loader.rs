@@ -199,3 +199,82 @@ fn positions_outside_the_source_are_an_error() {
     loader.start(order(250..258), 0).unwrap();
     assert!(wait(&loader).is_err_and(|e| e.to_string().contains("a source of 256 samples")));
 }
+
+/// Fails to announce its first sample, once.
+struct Stumbling {
+    stumbled: AtomicUsize,
+    one: Numbers,
+}
+
+impl Source for Stumbling {
+    fn len(&self) -> usize {
+        self.one.len()
+    }
+
+    fn item<'a>(&'a self, index: usize, buffer: &'a mut Vec<u8>) -> Result<Item<'a>> {
+        self.one.item(index, buffer)
+    }
+
+    fn announce(&self, _: usize) -> u64 {
+        assert!(self.stumbled.fetch_add(1, Ordering::Relaxed) != 0, "a planted bug");
+        0
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.one.name(index)
+    }
+
+    fn channels(&self) -> usize {
+        1
+    }
+
+    fn size(&self) -> Option<Size> {
+        self.one.size()
+    }
+}
+
+#[test]
+fn what_ends_an_epoch_is_told_once_and_the_next_epoch_comes() {
+    let one = Numbers { bytes: (0..=255).collect(), bad: NEVER, panics: NEVER, slow: false };
+    let pipeline = Pipeline {
+        source: Arc::new(Stumbling { stumbled: AtomicUsize::new(0), one }),
+        subset: None,
+        views: vec![View {
+            spec: Spec::default(),
+            emit: Emit::new(Size::new(1, 1), 1, Layout::Nchw, Dtype::U8, &Values::Raw).unwrap(),
+        }],
+        seed: 1,
+        decoding: Decoding { max_pixels: 100, exif: false, fast: false },
+        on_error: OnError::Raise,
+    };
+    let loader = Loader::new(pipeline, 8, 3, 3).unwrap();
+    loader.start(order(0..20), 0).unwrap();
+    let error = wait(&loader).unwrap_err();
+    assert!(matches!(error, Error::Panic(_)), "{error}");
+    assert!(wait(&loader).unwrap().is_none());
+    for _ in 0..2 {
+        loader.start(order(0..20), 0).unwrap();
+        let batches: Vec<_> = std::iter::from_fn(|| wait(&loader).unwrap()).collect();
+        assert_eq!(batches.iter().map(|batch| batch.positions.len()).sum::<usize>(), 20);
+    }
+}
+
+#[test]
+fn numbers_without_sense_are_refused() {
+    let made = |threads, prefetch| {
+        let source = Numbers { bytes: vec![0], bad: NEVER, panics: NEVER, slow: false };
+        let pipeline = Pipeline {
+            source: Arc::new(source),
+            subset: None,
+            views: Vec::new(),
+            seed: 1,
+            decoding: Decoding { max_pixels: 100, exif: false, fast: false },
+            on_error: OnError::Raise,
+        };
+        Loader::new(pipeline, 8, threads, prefetch).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert!(made(1, 1).is_ok());
+    assert!(made(0, 1).unwrap_err().contains("at least 1"));
+    assert!(made(1 << 20, 1).unwrap_err().contains("num_threads must be at most"));
+    assert!(made(1, usize::MAX).unwrap_err().contains("prefetch at most"));
+}

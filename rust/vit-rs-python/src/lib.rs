@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 
 mod error;
 mod info;
+mod interrupt;
 mod loader;
 mod memory;
 mod ops;

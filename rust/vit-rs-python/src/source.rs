@@ -20,6 +20,7 @@ use vit_rs_core::source::tar::Shards;
 use vit_rs_core::source::{Files, Item, Source as CoreSource, folder};
 
 use crate::error::{FeedError, to_py};
+use crate::interrupt::interruptible;
 
 /// How long a wait for a request lasts. Who ends the feed wakes it, so that this is no more than a precaution.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -122,11 +123,11 @@ impl Source {
 fn open_shards(
     py: Python<'_>,
     paths: Vec<PathBuf>,
-    label_key: Option<&str>,
+    label_key: Option<String>,
     threads: usize,
 ) -> PyResult<(Source, Vec<i64>)> {
-    let opened = py.detach(|| Shards::open(paths, label_key, threads));
-    let (shards, labels) = opened.map_err(to_py)?;
+    let open = move || Shards::open(paths, label_key.as_deref(), threads);
+    let (shards, labels) = interruptible(py, open)?.map_err(to_py)?;
     Ok((Source(Arc::new(shards)), labels))
 }
 
@@ -177,8 +178,8 @@ fn scan_folder(
     allow_empty: bool,
     threads: usize,
 ) -> PyResult<(Vec<String>, Vec<OsString>, Vec<usize>)> {
-    let listing =
-        py.detach(|| folder::scan(&root, &extensions, allow_empty, threads)).map_err(to_py)?;
+    let scan = move || folder::scan(&root, &extensions, allow_empty, threads);
+    let listing = interruptible(py, scan)?.map_err(to_py)?;
     let paths = listing.paths.into_iter().map(PathBuf::into_os_string).collect();
     Ok((listing.classes, paths, listing.labels))
 }

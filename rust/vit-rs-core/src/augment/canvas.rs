@@ -72,6 +72,7 @@ impl Canvas {
                     return Err(Error::argument("Normalize needs floats: put ToDtype before it"));
                 }
                 Step::Affine(map) => {
+                    affine::check(from.size())?;
                     affine::affine(level, from, kernels, map, &mut self.lines, next);
                 }
                 Step::Mix { keep, chains } => {

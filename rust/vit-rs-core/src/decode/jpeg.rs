@@ -49,6 +49,34 @@ pub struct Markers {
     pub lossless: bool,
     /// What its EXIF block says; upright without one.
     pub orientation: Orientation,
+    oddities: Oddities,
+}
+
+/// Values that say nothing about the pixels and are wrong in files of some encoders: where they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Oddities {
+    /// The major version of JFIF, if it is not 1.
+    jfif_version: Option<usize>,
+    /// Spectral selection and approximation of a sequential scan, if they are not 0, 63, 0.
+    scan_parameters: Option<usize>,
+}
+
+impl Oddities {
+    /// The file as it should be: libjpeg-turbo tells only its first warning, which shall be about lost pixels.
+    fn mended<'a>(self, bytes: &'a [u8], copy: &'a mut Vec<u8>) -> &'a [u8] {
+        if self == Self::default() {
+            return bytes;
+        }
+        copy.clear();
+        copy.extend_from_slice(bytes);
+        if let Some(version) = self.jfif_version.and_then(|at| copy.get_mut(at)) {
+            *version = 1;
+        }
+        if let Some(parameters) = self.scan_parameters.and_then(|at| copy.get_mut(at..at + 3)) {
+            parameters.copy_from_slice(&[0, 63, 0]);
+        }
+        copy
+    }
 }
 
 /// Walks the markers up to the first scan, and looks for the end-of-image marker behind it.
@@ -62,7 +90,7 @@ pub fn header(bytes: &[u8]) -> Result<Markers> {
             bytes.len()
         ))
     };
-    let (mut frame, mut orientation) = (None, None);
+    let (mut frame, mut orientation, mut oddities) = (None, None, Oddities::default());
     let mut at = 2;
     loop {
         let &[first, mut marker] =
@@ -88,6 +116,10 @@ pub fn header(bytes: &[u8]) -> Result<Markers> {
         let length = usize::from(length[0]) << 8 | usize::from(length[1]);
         let segment = bytes.get(at + 2..at + length.max(2)).ok_or_else(|| truncated(at))?;
         match marker {
+            0xE0 if oddities.jfif_version.is_none() && segment.len() >= 14 => {
+                let odd = segment.starts_with(b"JFIF\0") && segment[5] != 1;
+                oddities.jfif_version = odd.then_some(at + 2 + 5);
+            }
             0xE1 if orientation.is_none() => orientation = exif::in_segment(segment),
             0xC0..=0xCF if ![0xC4, 0xC8, 0xCC].contains(&marker) => {
                 let &[precision, h1, h0, w1, w0, components] =
@@ -110,9 +142,14 @@ pub fn header(bytes: &[u8]) -> Result<Markers> {
                     progressive: [0xC2, 0xC6, 0xCA, 0xCE].contains(&marker),
                     lossless: [0xC3, 0xC7, 0xCB, 0xCF].contains(&marker),
                     orientation: Orientation::Upright,
+                    oddities,
                 });
             }
-            0xDA => break,
+            0xDA => {
+                let odd = segment.last_chunk().is_some_and(|last| *last != [0_u8, 63, 0]);
+                oddities.scan_parameters = odd.then_some(at + 2 + segment.len().saturating_sub(3));
+                break;
+            }
             _ => {}
         }
         at += length.max(2);
@@ -124,7 +161,10 @@ pub fn header(bytes: &[u8]) -> Result<Markers> {
             bytes.len()
         )));
     }
-    Ok(Markers { orientation: orientation.unwrap_or_default(), ..markers })
+    if markers.progressive || markers.lossless {
+        oddities.scan_parameters = None;
+    }
+    Ok(Markers { orientation: orientation.unwrap_or_default(), oddities, ..markers })
 }
 
 /// Looks for an end-of-image marker from the end; bytes may follow it (some cameras append data, even whole images).
@@ -138,6 +178,7 @@ fn ends(scans: &[u8]) -> bool {
 pub struct Decoder {
     handle: Option<Handle>,
     inks: Vec<u8>,
+    mended: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -187,12 +228,10 @@ impl Handle {
             let text = CStr::from_ptr(tj::tj3GetErrorStr(self.0.as_ptr()));
             (tj::tj3GetErrorCode(self.0.as_ptr()), text.to_string_lossy().into_owned())
         };
-        // Pillow and torchvision pass these over too. Stray bytes in a scan can be a sign of damage, but they also end
-        // many files that some cameras and encoders wrote; the library's other warnings mean lost pixels.
-        let harmless = ["extraneous bytes", "unknown JFIF revision", "Invalid SOS parameters"];
-        if kind == tj::TJERR_TJERR_WARNING as c_int
-            && harmless.iter().any(|harmless| text.contains(harmless))
-        {
+        // Files of some cameras and encoders end with stray bytes; nothing can be lost behind them. The library's other
+        // warnings mean lost pixels, or may hide one that does: it tells the first one only.
+        let harmless = text.contains("extraneous bytes before marker 0xd9");
+        if kind == tj::TJERR_TJERR_WARNING as c_int && harmless {
             return Ok(());
         }
         Err(Error::decode(format!("libjpeg-turbo: {text}")))
@@ -234,6 +273,7 @@ impl Decoder {
         scale: Scale,
         into: &mut ImageBuf,
     ) -> Result<Rect> {
+        let bytes = markers.oddities.mended(bytes, &mut self.mended);
         let handle = match &mut self.handle {
             Some(handle) => handle,
             none => none.insert(Handle::new()?),
@@ -364,6 +404,7 @@ mod tests {
                 progressive: false,
                 lossless: false,
                 orientation: Orientation::Upright,
+                oddities: Oddities::default(),
             })
         );
     }

@@ -8,6 +8,7 @@ mod bilinear;
 mod nearest;
 
 use super::plan::{Affine, Kernels, Sampling};
+use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView, Size};
 use crate::simd::{self, Kernel, Level};
 
@@ -26,6 +27,19 @@ pub(super) struct Lines {
     /// The upper and the lower two of four pixels.
     pairs: [Vec<u64>; 2],
     planes: [Vec<u8>; 3],
+}
+
+/// Longest side of an image that can be mapped: f32 holds its coordinates, and their halves, exactly.
+const LONGEST: usize = 1 << 21;
+
+/// Refuses images with sides whose coordinates f32 does not hold.
+pub(super) fn check(size: Size) -> Result<()> {
+    if size.height.max(size.width) > LONGEST {
+        return Err(Error::sample(format!(
+            "affine maps need images of at most {LONGEST} pixels a side, got {size}"
+        )));
+    }
+    Ok(())
 }
 
 pub(super) fn affine(

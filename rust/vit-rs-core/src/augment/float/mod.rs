@@ -64,7 +64,10 @@ impl FloatCanvas {
                 Step::GaussianBlur { kernel, sigma } => {
                     blur::blur(from, *kernel, *sigma, level, next);
                 }
-                Step::Affine(map) => affine::affine(from, map, next),
+                Step::Affine(map) => {
+                    super::affine::check(from.size())?;
+                    affine::affine(from, map, next);
+                }
                 Step::Mix { keep, chains } => {
                     let mixer = self.mixer.get_or_insert_default();
                     mix(mixer, from, *keep, chains, next)?;

@@ -28,6 +28,8 @@ use index::Sample;
 const OPEN_FILES: usize = 64;
 /// Inflated shards that are kept: the one in use, and the next at its end.
 const INFLATED: usize = 2;
+/// The most that a gzipped shard may inflate to: a small file must not fill the memory.
+const MOST_INFLATED: u64 = 4 << 30;
 const GZIP_MAGIC: [u8; 2] = [0x1F, 0x8B];
 /// Bytes of a compressed file that are read at a time.
 const CHUNK: usize = 1 << 17;
@@ -39,6 +41,8 @@ pub struct Shards {
     samples: Vec<Place>,
     files: Recent<File>,
     inflated: Recent<Mutex<Option<Arc<Vec<u8>>>>>,
+    /// The process that opened them.
+    process: u32,
 }
 
 #[derive(Debug)]
@@ -85,24 +89,35 @@ impl Shards {
                 samples.push(Place { shard, offset, size, name: name.into() });
                 labels.push(label);
             }
+            if gzip && end > MOST_INFLATED {
+                return Err(Error::Dataset(format!(
+                    "{}: its images reach to byte {end} of the inflated shard; gzipped shards lie in memory as a whole, \
+                     {MOST_INFLATED} bytes at most: make smaller shards, or plain tars",
+                    path.display()
+                )));
+            }
             tars.push(Shard { path, gzip, end });
         }
         if samples.is_empty() {
             return Err(Error::Dataset(format!(
-                "{} shards without a sample; images are members that end with .{}",
+                "{} shards without a sample; images are members whose file name is .{} from its first dot on",
                 tars.len(),
                 index::IMAGES.join(", .")
             )));
         }
         let (files, inflated) = (Recent::new(OPEN_FILES), Recent::new(INFLATED));
-        Ok((Self { tars, samples, files, inflated }, labels))
+        let process = std::process::id();
+        Ok((Self { tars, samples, files, inflated, process }, labels))
     }
 
     /// Sample `place` of a plain shard.
     fn read(&self, place: &Place, buffer: &mut Vec<u8>) -> Result<()> {
         let shard = &self.tars[place.shard as usize];
         let failed = |source| Error::Io { path: shard.path.clone(), source };
-        let file = self.files.get(place.shard, || File::open(&shard.path)).map_err(failed)?;
+        let open = || File::open(&shard.path);
+        let file =
+            if self.is_forked() { open().map(Arc::new) } else { self.files.get(place.shard, open) };
+        let file = file.map_err(failed)?;
         let size = length(place.size)?;
         if size > buffer.len() {
             buffer.try_reserve_exact(size - buffer.len()).map_err(|_| Error::Memory(size))?;
@@ -116,15 +131,31 @@ impl Shards {
         })
     }
 
+    /// Whether this is a child of the process that opened the shards: a lock may be held there by a thread that does not
+    /// exist here, so that what is kept between reads cannot be used.
+    fn is_forked(&self) -> bool {
+        std::process::id() != self.process
+    }
+
     /// A gzipped shard up to its last image; inflated once for all threads that want it.
-    fn inflate(&self, number: u32) -> Result<Arc<Vec<u8>>> {
+    fn inflated(&self, number: u32) -> Result<Arc<Vec<u8>>> {
         let shard = &self.tars[number as usize];
+        if self.is_forked() {
+            return Self::inflate(shard).map(Arc::new);
+        }
         let failed = |source| Error::Io { path: shard.path.clone(), source };
         let cell = self.inflated.get(number, || Ok(Mutex::default())).map_err(failed)?;
         let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bytes) = &*cell {
             return Ok(Arc::clone(bytes));
         }
+        let bytes = Arc::new(Self::inflate(shard)?);
+        *cell = Some(Arc::clone(&bytes));
+        Ok(bytes)
+    }
+
+    fn inflate(shard: &Shard) -> Result<Vec<u8>> {
+        let failed = |source| Error::Io { path: shard.path.clone(), source };
         let size = length(shard.end)?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(size).map_err(|_| Error::Memory(size))?;
@@ -135,8 +166,6 @@ impl Shards {
                 Error::decode(format!("the shard was sound when it was indexed: {error}"));
             return Err(if error.raw_os_error().is_some() { failed(error) } else { changed });
         }
-        let bytes = Arc::new(bytes);
-        *cell = Some(Arc::clone(&bytes));
         Ok(bytes)
     }
 }
@@ -149,7 +178,7 @@ impl Source for Shards {
     fn item<'a>(&'a self, index: usize, buffer: &'a mut Vec<u8>) -> Result<Item<'a>> {
         let place = &self.samples[index];
         if self.tars[place.shard as usize].gzip {
-            let shard = self.inflate(place.shard)?;
+            let shard = self.inflated(place.shard)?;
             let start = length(place.offset)?;
             let bytes = shard.get(start..).and_then(|rest| rest.get(..length(place.size).ok()?));
             let bytes = bytes.ok_or_else(|| {
@@ -169,6 +198,9 @@ impl Source for Shards {
     }
 
     fn close(&self) {
+        if self.is_forked() {
+            return;
+        }
         self.files.clear();
         self.inflated.clear();
     }
