@@ -46,12 +46,7 @@ class Augmentation(Comparison):
         if variant.role == "floor":
             return
         if isinstance(variant, Changing) and variant.plain is not None and self.expected is not None:
-            difference = np.abs(pixels(variant.plain()).astype(np.int16) - self.expected())
-            if difference.max() > variant.bound.largest or difference.mean() > variant.bound.mean:
-                raise AssertionError(
-                    f"{variant.name}: expected a picture within {variant.bound.largest} of torchvision's and "
-                    f"{variant.bound.mean} on average, got {difference.max()} and {difference.mean():.3f}"
-                )
+            compare(variant.name, pixels(variant.plain()), self.expected(), variant.bound)
         for _ in range(TRIES):
             result = pixels(run())
             if result.shape != image.shape or result.dtype != np.uint8:
@@ -59,6 +54,16 @@ class Augmentation(Comparison):
             if not np.array_equal(result, image):
                 return
         raise AssertionError(f"{variant.name}: {TRIES} runs changed nothing")
+
+
+def compare(name: str, picture: Array, expected: Array, bound: Bound) -> None:
+    """Raise AssertionError unless a picture is the one expected, within the bound."""
+    difference = np.abs(picture.astype(np.int16) - expected)
+    if difference.max() > bound.largest or difference.mean() > bound.mean:
+        raise AssertionError(
+            f"{name}: expected a picture within {bound.largest} of torchvision's and {bound.mean} on average, got "
+            f"{difference.max()} and {difference.mean():.3f}"
+        )
 
 
 class Draws:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from augmentation import Augmentation, Bound, Changing, Draws, pixels
-from comparison import Comparison, Run, Variant, measure
+from augmentation import Augmentation, Bound, Changing, Draws, compare, pixels
+from comparison import Comparison, Role, Run, Variant, measure
 from corpus import gathered
 from goals import COPY, OPERATIONS, POLICIES, TV_PIL, TV_TENSOR, VIEWS_OF_A_FILE
 from peers_augment import dino_views, operations, policies
@@ -156,12 +156,17 @@ def one_cv2_thread() -> None:
 class Views(Comparison):
     """Variants that make ten views of each of `images` files: u8, two of 224 and eight of 96 pixels."""
 
+    expected: Callable[[], Sequence[Any]]  # the last file's plain views, by torchvision's tensor kernels
+
     def check(self, variant: Variant, run: Run) -> None:
-        """Raise AssertionError unless the last file's views are right in number, size and type."""
+        """Raise AssertionError unless the last file's views are right in number, size and type, and plain ones near."""
         made = [pixels(view) for view in run()]
         sizes, types = [view.shape for view in made], {view.dtype for view in made}
         if sizes != [(224, 224, 3)] * 2 + [(96, 96, 3)] * 8 or types != {np.dtype(np.uint8)}:
             raise AssertionError(f"{variant.name}: expected two u8 views of 224 and eight of 96, got {sizes}, {types}")
+        if isinstance(variant, Changing) and variant.plain is not None:
+            for view, expected in zip(variant.plain(), self.expected(), strict=True):
+                compare(variant.name, pixels(view), pixels(expected), variant.bound)
 
 
 def views(contents: Sequence[bytes]) -> Views:
@@ -175,19 +180,25 @@ def views(contents: Sequence[bytes]) -> Views:
 
         return run
 
-    def ours() -> Run:
-        return each_file(transforms.MultiCrop(dino_views(transforms, "bicubic")))
+    def ours(*, plain: bool = False) -> Callable[[bytes], Any]:
+        return transforms.MultiCrop(dino_views(transforms, "bicubic", plain=plain))
 
-    def torchvision(decode: Callable[[bytes], Any]) -> Run:
+    def torchvision(decode: Callable[[bytes], Any], *, plain: bool = False) -> Callable[[bytes], Any]:
         from torchvision.transforms import v2  # noqa: PLC0415
 
-        chains = [chain for chain, count in dino_views(v2, v2.InterpolationMode.BICUBIC) for _ in range(count)]
+        views = dino_views(v2, v2.InterpolationMode.BICUBIC, plain=plain)
+        chains = [chain for chain, count in views for _ in range(count)]
 
         def make(data: bytes) -> list[Any]:
             image = decode(data)
             return [chain(image) for chain in chains]
 
-        return each_file(make)
+        return make
+
+    def variant(name: str, make: Callable[..., Callable[[bytes], Any]], bound: Bound, role: Role = "peer") -> Changing:
+        return Changing(
+            name, lambda: each_file(make()), role, plain=lambda: make(plain=True)(contents[-1]), bound=bound
+        )
 
     def to_tensor(data: bytes) -> Tensor:
         from torchvision.io import ImageReadMode, decode_jpeg  # noqa: PLC0415
@@ -202,11 +213,12 @@ def views(contents: Sequence[bytes]) -> Views:
         table=table,
         name=name,
         variants=(
-            Variant("vit_rs", ours, "ours"),
-            Variant(TV_TENSOR, lambda: torchvision(to_tensor)),
-            Variant(TV_PIL, lambda: torchvision(to_pil)),
+            variant("vit_rs", ours, Bound(2, 0.1), "ours"),
+            variant(TV_TENSOR, functools.partial(torchvision, to_tensor), Bound(0, 0)),
+            variant(TV_PIL, functools.partial(torchvision, to_pil), Bound(4, 0.5)),
         ),
         images=len(contents),
         threads=(1,),
         rounds=2,
+        expected=lambda: torchvision(to_tensor, plain=True)(contents[-1]),
     )

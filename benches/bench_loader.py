@@ -78,7 +78,7 @@ def vit_rs_batches(
         return Epochs(made, made.close)
 
     def plain() -> Tensor:
-        transform = chain("bilinear", training=False)
+        transform = chain("bilinear", training=False, dtype=dtype)
         with ImageLoader(ImageFolder(proof.root), transform, batch_size=len(proof), num_threads=1) as made:
             return torch.cat([images for images, _ in made])
 

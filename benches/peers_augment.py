@@ -135,8 +135,20 @@ def three_augment(T: Any, _: Any) -> Any:
     return T.Compose([T.RandomChoice(choice), T.ColorJitter(0.3, 0.3, 0.3)])
 
 
-def dino_views(T: Any, bicubic: Any) -> list[tuple[Any, int]]:
-    """Return the chains of DINO's views (arXiv 2104.14294) and how often: BYOL's augmentations, multi-crop's sizes."""
+def dino_views(T: Any, bicubic: Any, *, plain: bool = False) -> list[tuple[Any, int]]:
+    """Return the chains of DINO's views (arXiv 2104.14294) and how often: BYOL's augmentations, multi-crop's sizes.
+
+    The plain ones draw nothing: the middle, mirrored, brightened and blurred by fixed amounts, one view solarised.
+    """
+
+    def plain_view(size: int, kernel: int, *last: Any) -> Any:
+        crop = T.RandomResizedCrop(size, scale=(1.0, 1.0), ratio=(1.0, 1.0), interpolation=bicubic)
+        brighter = T.ColorJitter(brightness=(1.4, 1.4))
+        return T.Compose([crop, T.RandomHorizontalFlip(p=1.0), brighter, T.GaussianBlur(kernel, (1.0, 1.0)), *last])
+
+    if plain:
+        solarised = T.RandomSolarize(128, p=1.0)
+        return [(plain_view(224, 23), 1), (plain_view(224, 23, solarised), 1), (plain_view(96, 9), 8)]
 
     def view(size: int, scale: tuple[float, float], *last: Any) -> Any:
         colours = T.RandomApply([T.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8)

@@ -45,13 +45,13 @@ def peers(corpus: Corpus, proof: Corpus, batch: int, workers: int, dtype: torch.
             name,
             functools.partial(_epochs, make, corpus, options),
             needs=needs,
-            proof=Proof(functools.partial(_plain, make, proof), largest, mean) if dtype == torch.float32 else None,
+            proof=Proof(functools.partial(_plain, make, proof, dtype), largest, mean),
         )
         for name, make, largest, mean, needs in makers
     ]
     if dtype == torch.float32:
         # Its files are encoded again and its resize is INTER_AREA, from a square of the middle.
-        ffcv_proof = Proof(functools.partial(_plain, ffcv, proof), 255, 6.0)
+        ffcv_proof = Proof(functools.partial(_plain, ffcv, proof, dtype), 255, 6.0)
         found.append(
             Pipeline(
                 "FFCV, jpg",
@@ -69,9 +69,9 @@ def _epochs(make: Any, corpus: Corpus, options: dict[str, Any]) -> Epochs:
     return Epochs(make(corpus, training=True, **options))
 
 
-def _plain(make: Any, proof: Corpus) -> Tensor:
+def _plain(make: Any, proof: Corpus, dtype: torch.dtype) -> Tensor:
     """Return the pictures of the proof, in the order of the files, as one batch."""
-    loader = make(proof, training=False, batch=len(proof), workers=1, dtype=torch.float32)
+    loader = make(proof, training=False, batch=len(proof), workers=1, dtype=dtype)
     return torch.cat([batch[0] for batch in loader]).contiguous()
 
 

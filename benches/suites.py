@@ -31,10 +31,12 @@ The threads of torch wait for each other, so other work on the machine slows tor
 its share: those figures mean something only where the machine had nothing else to do."""
 
 LOADING_METHOD = f"""\
-All variants of a row group read the same files. Before it is timed, each shows what it does without randomness: the
-picture that it makes of a file is compared with torchvision's, in units of 1/255, with a bound for each variant that
-`benches/peers_transform.py` and `benches/peers_augment.py` state; random results are checked for their number, shape,
-dtype and memory order. "Not antialiased" peers do less work than the others.
+All variants of a row group read the same files. Before it is timed, a variant shows what it does without randomness:
+the pictures that it then makes are compared with torchvision's, in units of 1/255, with a bound for each variant that
+stands in `benches/`. Random results are checked for their number, shape, dtype and memory order, those of single
+operations and policies for their shape, dtype and that something changes. Nothing but that is checked of the policies,
+of RandomErasing and of kornia-rs's colour jitter, which no two libraries draw alike. The native loop is not checked
+here. "Not antialiased" peers do less work than the others.
 
 Decode and augment: JPEG files in memory become normalised f32 images, (3, 224, 224), or batches of them, for a whole
 set in each round. `vit_rs` is `ImageLoader`; `vit_rs, transform(bytes)` is the same chain called file by file.
@@ -49,9 +51,10 @@ files, made before the time; FFCV's are encoded anew at quality 95, and its batc
 is faster for it.
 
 Augmentations: one image of 224 x 224 in memory, u8, no decoding, one thread; the mean of many draws in each round.
-vit_rs takes and gives tensors (3, 224, 224), as torchvision's tensor kernels do; PIL images, and arrays (224, 224, 3)
-for albumentations, kornia-rs and cv2, are those libraries' own. kornia-rs and cv2 blur with a fixed sigma of 1 where
-the others draw one.
+`vit_rs` takes and gives arrays (224, 224, 3), as its loader holds images and as albumentations and cv2 do;
+`vit_rs, tensors` takes and gives tensors (3, 224, 224), as torchvision's tensor kernels do. PIL images and kornia-rs's
+are those libraries' own. kornia-rs blurs with a fixed sigma of 1 where the others draw one. DINO's views are ten of
+each file, two of 224 and eight of 96 pixels, decoding included.
 
 Rounds of single operations and policies last at least 0.5 ms, the others as long as the whole set takes; all are timed
 {PASSES}"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,51 @@ def test_wrong_loading_is_caught(load):
     ]:
         with pytest.raises(AssertionError, match=message):
             compared.check(changed, lambda outcome=outcome: loading.Outcome(*outcome))
+
+
+def test_u8_pictures_are_proved_too(load):
+    loading = load("loading")
+    picture = (torch.arange(3 * 224 * 224) % 251).view(1, 3, 224, 224).to(torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (loading.MEAN, loading.STD))
+    expected = (picture / 255 - mean) / std
+    loading.compare("it", loading.Proof(lambda: picture, 0.0, 0.001), expected, torch.uint8)
+    with pytest.raises(AssertionError, match=r"got 3\.00"):
+        loading.compare("it", loading.Proof(lambda: picture + 3, 2.0, 9.0), expected, torch.uint8)
+    with pytest.raises(AssertionError, match=r"got torch\.float32"):
+        loading.compare("it", loading.Proof(lambda: expected, 2.0, 9.0), expected, torch.uint8)
+
+
+def test_the_native_loop_is_read(load, data, monkeypatch):
+    bench = load("bench_transform")
+    printed = (
+        "9 files, one thread, 9 rounds, median images/s\n"
+        "bilinear  decode    2500   bare    1250   ours    1100   ours / bare 0.880\n"
+        "bicubic   decode    2500   bare    1150   ours    1000   ours / bare 0.870\n"
+    )
+    assert bench.native_rate(printed) == 1250
+    for other in ("", "bicubic   decode 1   bare 2   ours 3", "bilinear decode 1\nbicubic bare 2"):
+        with pytest.raises(ValueError, match="expected a line 'bilinear"):
+            bench.native_rate(other)
+    done = subprocess.CompletedProcess([], 0, stdout=printed)
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: done)
+    assert bench.native_seconds(load("corpus").gathered(data, 5)) == [5 / 1250]
+
+
+def test_without_cargo_there_is_no_native_loop(load, data, monkeypatch):
+    bench, native = load("bench_transform"), load("goals").NATIVE
+    for found, count in (("/bin/cargo", 1), (None, 0)):
+        monkeypatch.setattr(bench.shutil, "which", lambda _name, found=found: found)
+        compared = bench.comparisons(data, **(bench.QUICK | {"native": True}))
+        assert [variant.name for case in compared for variant in case.variants].count(native) == count
+
+
+def test_wrong_views_are_caught(load, data):
+    bench = load("bench_augment")
+    views = bench.views([(data / "class0" / "0.jpg").read_bytes()])
+    variant = views.variants[0]
+    turned = replace(variant, plain=lambda: [view.flip(1) for view in variant.plain()])
+    with pytest.raises(AssertionError, match="expected a picture within 2"):
+        views.check(turned, variant.prepare())
 
 
 def test_wrong_augmentation_is_caught(load):

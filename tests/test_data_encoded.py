@@ -214,13 +214,29 @@ def test_bad_samples_of_a_data_set_are_skipped_or_substituted():
     assert torch.equal(torch.cat([batch[1] for batch in results[0]]), indices % 3)
 
 
+@pytest.mark.parametrize("error", [SystemExit, MemoryError])
+@pytest.mark.parametrize("on_error", ["raise", "skip", "substitute"])
+def test_what_is_no_bad_sample_is_always_raised(error, on_error):
+    class Ends(Stored):
+        def __getitem__(self, index: int):
+            if index == 5:
+                raise error("told by the data set")
+            return super().__getitem__(index)
+
+    options = {"batch_size": 4, "on_error": on_error, "return_index": True}
+    with ImageLoader(EncodedDataset(Ends(broken=(2,) if on_error != "raise" else ())), AUGMENT, **options) as loader:
+        iteration = iter(loader)
+        assert len(next(iteration)[2]) == (3 if on_error == "skip" else 4)
+        with pytest.raises(error, match="told by the data set"):
+            next(iteration)
+
+
 @pytest.mark.parametrize(
     ("item", "text"),
     [
         (5, "sample 0 must be (encoded image, label), got int"),
         ((b"", 1, 2), "sample 0 must be (encoded image, label), got tuple"),
         ((b"", "cat"), "the label of sample 0 must be an integer, got str"),
-        ((b"", 2**63), "the label of sample 0 must fit 64 bits, got 9223372036854775808"),
         (("x.jpg", 1), "the image of sample 0 must be encoded bytes or a 1-d u8 array, got str"),
         ((np.zeros((2, 2), np.uint8), 1), "got ndarray of uint8 and shape (2, 2)"),
     ],

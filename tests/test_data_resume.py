@@ -303,8 +303,8 @@ def test_shares_are_those_of_torch_distributed_sampler(drop_last):
         ({"seed": 6}, "the state is of another loader: seed is 6 there, 5 here"),
         ({"samples": 40}, "samples is 40 there, 37 here"),
         ({"shuffle": 0}, "shuffle is 0 there, 1 here"),
-        ({"epoch": -1}, "does not fit an epoch of 37 samples"),
-        ({"consumed": 38}, "does not fit an epoch of 37 samples"),
+        ({"epoch": -1}, r"the state's epoch must be in 0\.\.2\*\*64 - 1, got -1"),
+        ({"consumed": 38}, r"the state's consumed must be in 0\.\.37, got 38"),
     ],
 )
 def test_states_that_mean_something_else_are_refused(changes, text):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import tarfile
 import threading
 import time
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_rs.data import ArrayDataset, ImageFolder, ImageLoader, LoaderStats
+from vit_rs.data import ArrayDataset, EncodedDataset, ImageFolder, ImageLoader, LoaderStats, TarShards
 from vit_rs.data.statistics import byte_text
 from vit_rs.transforms import RandomCrop, RandomResizedCrop
 
@@ -35,8 +36,8 @@ RAW = {
 }
 
 
-def stats(threads=2, cpus=4, **changes) -> LoaderStats:
-    return LoaderStats.from_core({**RAW, **changes}, threads=threads, cpus=cpus)
+def stats(threads=2, cpus=4, reader="threads", **changes) -> LoaderStats:
+    return LoaderStats.from_core({**RAW, **changes}, threads=threads, cpus=cpus, reader=reader)
 
 
 def array(count=40) -> ArrayDataset:
@@ -65,6 +66,11 @@ def test_units():
 
 
 BUSY = "The consumer waited 37% of the time and the 2 threads were busy 98%"
+WAITING = (
+    ", 25% of it waiting for the data set, which one Python thread reads: a faster data set helps, or files or shards "
+    "in its place"
+)
+INFLATING = ", 75% of it inflating a gzipped shard or waiting for the thread that does: plain tars help"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +107,43 @@ BUSY = "The consumer waited 37% of the time and the 2 threads were busy 98%"
             ": the loader is fast enough.",
         ),
         ({"batches": 1}, None, "A verdict", " needs two batches."),
+        (
+            {"threads": 1, "cpus": 1},
+            "decode-bound",
+            "The consumer waited 37% of the time and the thread was busy 100%",
+            ": decoding is the limit; the one usable CPU has its thread: more CPUs or smaller images help.",
+        ),
+        # 10 % of the threads' time is reading.
+        (
+            {"reader": "data set"},
+            "decode-bound",
+            BUSY,
+            ": decoding is the limit; more threads help, up to the 4 CPUs that this process may use.",
+        ),
+        (
+            {"reader": "data set", "read": 360_000_000},
+            "reading-bound",
+            BUSY,
+            WAITING + "; more threads do not.",
+        ),
+        (
+            {"reader": "data set", "read": 360_000_000, "busy": 800_000_000},
+            "reading-bound",
+            "The consumer waited 37% of the time and the 2 threads were busy 40%",
+            WAITING + ", or a larger prefetch for a consumer that asks in bursts; more threads do not.",
+        ),
+        (
+            {"reader": "inflation", "read": 3_240_000_000},
+            "reading-bound",
+            BUSY,
+            INFLATING + "; more threads do not.",
+        ),
+        (
+            {"reader": "inflation"},
+            "decode-bound",
+            BUSY,
+            ": decoding is the limit; more threads help, up to the 4 CPUs that this process may use.",
+        ),
     ],
 )
 def test_verdict_and_advice(changes, verdict, measured, meant):
@@ -234,3 +277,51 @@ def test_reading_is_the_limit_of_a_slow_disk(tmp_path):
     serving.join(timeout=10)
     assert told.verdict == "reading-bound"
     assert told.read_us >= 30_000
+
+
+def test_a_slow_data_set_is_the_limit():
+    encoded = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(encoded, "JPEG")
+
+    class Slow:
+        def __len__(self) -> int:
+            return 24
+
+        def __getitem__(self, index: int) -> tuple[bytes, int]:
+            time.sleep(0.004)
+            return encoded.getvalue(), index
+
+    with ImageLoader(EncodedDataset(Slow()), RandomCrop(16), batch_size=4, num_threads=2) as loader:
+        for _ in loader:
+            pass
+        told = loader.stats()
+    assert (told.verdict, told.reader) == ("reading-bound", "data set")
+    assert "a faster data set helps" in told.advice
+
+
+@pytest.mark.parametrize(("ending", "mode", "reader"), [("tar", "w", "threads"), ("tar.gz", "w:gz", "inflation")])
+def test_who_reads_shards(tmp_path, ending, mode, reader):
+    encoded = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(encoded, "JPEG")
+    for shard in range(2):
+        # Only the last one is gzipped: content tells, not the name.
+        with tarfile.open(tmp_path / f"{shard}.{ending}", mode if shard else "w") as file:
+            for name, content in (("0.jpg", encoded.getvalue()), ("0.cls", b"0")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    with ImageLoader(TarShards(str(tmp_path / f"{{0..1}}.{ending}")), RandomCrop(16), batch_size=1) as loader:
+        assert loader.stats().reader == reader
+
+
+def test_the_share_of_the_cpus(monkeypatch):
+    monkeypatch.setattr("vit_rs.data.threads.usable_cpus", lambda: 6)
+    monkeypatch.setattr("vit_rs.data.explanation.usable_cpus", lambda: 6)
+    for processes, cpus, told in (
+        ("1", 6, "on 6 usable CPUs;"),
+        ("3", 2, "on 2 of 6 usable CPUs, this process's share;"),
+    ):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        with ImageLoader(array(), RandomCrop(8), batch_size=4, num_threads=5) as loader:
+            assert loader.stats().cpus == cpus
+            assert f"5 in Rust, {told}" in loader.explain()

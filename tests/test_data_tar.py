@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
 import os
+import pickle
 import re
 import tarfile
 from pathlib import Path
@@ -218,6 +220,30 @@ def test_label_key_and_classes(tmp_path):
         TarShards(path, label_key="fine", classes=["x", "y", "z"])
     with pytest.raises(DatasetError, match=re.escape('0.json has no number of a class in field "other"')):
         TarShards(path, label_key="other")
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))])
+def test_pickled_and_copied(packed, shards, again):
+    for source in (packed, shards):
+        data = TarShards(source, label_key="label", classes=list("abcde"))
+        data.targets[3] = -1
+        other = again(data)
+        assert (other.shards, other.targets, other.classes) == (data.shards, data.targets, data.classes)
+        assert (other.label_key, other.gzipped, repr(other)) == ("label", source == packed, repr(data))
+        assert_same(batches(other, shuffle=True), batches(data, shuffle=True))
+        del data
+        assert other[5][1] == 0
+
+
+def test_a_pickle_of_shards_that_have_changed(tmp_path):
+    path = write_shard(tmp_path / "a.tar", numbered(0))
+    pickled = pickle.dumps(TarShards(path))
+    write_shard(path, numbered(0)[:4])
+    with pytest.raises(DatasetError, match=re.escape(f"{path}, ...: 2 samples now, 6 when the data set was pickled")):
+        pickle.loads(pickled)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.tar"):
+        pickle.loads(pickled)
 
 
 def test_missing_and_damaged_shards_are_named(tmp_path, shards):

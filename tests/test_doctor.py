@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import sys
+import tarfile
+import time
+import zlib
 
 import numpy as np
 import pytest
@@ -15,10 +19,12 @@ from vit_rs.data import sample_dataset
 from vit_rs.doctor import Report, examine, open_files, peer
 from vit_rs.doctor import speed as speed_module
 from vit_rs.doctor.damage import Damage, look_for_damage
+from vit_rs.doctor.files import Files
 from vit_rs.doctor.headers import ImageHeader, read_header
 from vit_rs.doctor.parity import compare
 from vit_rs.doctor.speed import Speed, best_threads, measure, medians, thread_counts
 from vit_rs.doctor.survey import survey
+from vit_rs.exceptions import DecodeError
 
 
 def quiet(_part, _done, _total):
@@ -98,6 +104,29 @@ def test_headers(data, header):
     assert read_header(data) == header
 
 
+@pytest.fixture
+def shard(tmp_path):
+    """A shard of three samples without labels, of which one is damaged."""
+    path = tmp_path / "part-0.tar"
+    contents = [encoded(photo(0), "JPEG"), b"this is no image", encoded(photo(1), "PNG")]
+    with tarfile.open(path, "w") as file:
+        for number, data in enumerate(contents):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def bomb(side: int) -> bytes:
+    """Return a PNG that claims side x side pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_no_header_raises_whatever_it_holds(kind):
     data = encoded(photo(0, (12, 9)), kind, exif=turned(6))
@@ -113,7 +142,7 @@ def test_no_header_raises_whatever_it_holds(kind):
 
 def test_survey(clean, faulty):
     told = survey(open_files(str(clean)), quiet)
-    assert (told.images, told.classes, told.sampled, told.unreadable) == (20, 2, 20, 0)
+    assert (told.images, told.classes, told.shards, told.sampled, told.unreadable) == (20, 2, None, 20, 0)
     assert (told.formats, told.width, told.height) == ({"JPEG": 20}, (40,) * 3, (30,) * 3)
     assert 300 < told.bytes[0] <= told.bytes[1] <= told.bytes[2] < 3000
     photo(2).convert("CMYK").save(faulty / "a" / "c.jpg")
@@ -138,6 +167,37 @@ def test_pixels_beside_pillow_and_torchvision(clean, faulty):
     assert compare(open_files(str(faulty)), quiet).images == 2
 
 
+def test_pixels_that_cannot_be_compared(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0 bomb.png").write_bytes(bomb(20_000))
+    (tmp_path / "a" / "1 thin.png").write_bytes(encoded(Image.new("RGB", (1, 60_000)), "PNG"))
+    photo(0).save(tmp_path / "a" / "2.bmp")  # which Pillow alone decodes
+    assert compare(open_files(str(tmp_path)), quiet) is None
+    photo(0).save(tmp_path / "a" / "3.png")
+    assert compare(open_files(str(tmp_path)), quiet).images == 1
+
+
+def test_an_unreadable_shard_ends_no_survey(shard):
+    files = open_files(str(shard))
+    assert survey(files, quiet).unreadable == 0
+
+    def fail(_self, _index, _most):
+        raise DecodeError("part-0.tar: byte 512: it changed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Files, "start", fail)
+        assert survey(files, quiet).unreadable == 3
+
+
+def test_the_command_on_a_shard(shard, short, capsys):
+    assert main(["doctor", str(shard), "--seconds", "0.1", "--threads", "1", "--full"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"data          {shard}: 3 images in 1 shard"
+    assert "left out: 1 of 3 images looked at, which vit-rs or Pillow cannot decode completely" in "\n".join(lines)
+    assert lines[-2].endswith("1 of 3 images cannot be decoded completely")
+    assert lines[-1].split(": ")[:2] == [f"{' ' * 14}{shard}", "1.jpg"]
+
+
 def test_every_damaged_file_is_found(faulty):
     damage = Damage()
     look_for_damage(open_files(str(faulty)), damage, 2, quiet)
@@ -149,6 +209,23 @@ def test_every_damaged_file_is_found(faulty):
     assert reasons[1].startswith("no known image format")
     assert reasons[2] == "the file is empty"
     assert reasons[3]
+
+
+def test_an_interrupted_search_tells_what_it_found(tmp_path):
+    (tmp_path / "a").mkdir()
+    good = encoded(photo(0, (8, 8)), "PNG")
+    for number in range(300):
+        (tmp_path / "a" / f"{number:03}.png").write_bytes(b"bad" if number % 64 == 7 else good)
+
+    def interrupt(_part, done, _total):
+        if done == 128:
+            raise KeyboardInterrupt
+
+    damage = Damage()
+    with pytest.raises(KeyboardInterrupt):
+        look_for_damage(open_files(str(tmp_path)), damage, 2, interrupt)
+    assert damage.checked == 128
+    assert [name[-7:-4] for name, _ in damage.damaged] == ["007", "071"]
 
 
 def test_batches_without_a_good_image(tmp_path):
@@ -223,9 +300,37 @@ def test_a_peer_that_fails_is_left_out(faulty, short, monkeypatch):
     assert speed.torchvision_missing == "its DataLoader failed: no shared memory"
     assert speed.torchvision == {}
     assert set(speed.ours) == {1, 2}
-    assert speed.images == 256
-    # Damaged images are passed over: the rate is of all that were asked for.
-    assert 0 < speed.stats[2].images < 256
+    # Only images that can be decoded are measured.
+    assert (speed.tried, speed.usable, speed.images) == (6, 2, 256)
+    assert speed.stats[2].images == 256
+    assert speed.stats[2].failures == ()
+
+
+def test_both_sides_are_measured_on_images_that_both_decode(tmp_path, short):
+    (tmp_path / "a").mkdir()
+    for number in range(3):
+        photo(number).save(tmp_path / "a" / f"{number}.bmp")  # which Pillow alone decodes
+    report = Report("d", 1, survey=None, speed=Speed())
+    measure(open_files(str(tmp_path)), report.speed, [1], 0.1, quiet)
+    assert (report.speed.tried, report.speed.usable, report.speed.ours, report.speed.torchvision) == (3, 0, {}, {})
+    assert "none of 3 images looked at can be decoded by both vit-rs and Pillow" in str(report)
+    photo(3).save(tmp_path / "a" / "3.jpg")
+    photo(4, (200, 160)).save(tmp_path / "a" / "4.jpg")
+    measure(open_files(str(tmp_path)), report.speed, [1], 0.1, quiet)
+    assert (report.speed.tried, report.speed.usable) == (5, 2)
+    assert report.speed.stats[1].images == report.speed.images
+    assert len(report.speed.torchvision[1]) == len(report.speed.ours[1])
+    assert "left out: 3 of 5 images looked at" in str(report)
+
+
+def test_rates_are_of_images_really_yielded(clean, short, monkeypatch):
+    monkeypatch.setattr(speed_module, "_timed", lambda _run: 1.0)
+    monkeypatch.setattr(speed_module._Ours, "run", lambda _self: time.sleep(0.01) or 7)
+    monkeypatch.setattr(peer.TorchvisionLoader, "run", lambda _self: time.sleep(0.01) or 5)
+    speed = Speed()
+    measure(open_files(str(clean)), speed, [1], 0.1, quiet)
+    assert max(speed.ours[1]) <= 700
+    assert max(speed.torchvision[1]) <= 500
 
 
 def test_the_command(clean, short, capsys):
@@ -253,6 +358,7 @@ def test_the_command(clean, short, capsys):
     assert captured.err.splitlines() == [
         "vit-rs: headers",
         "vit-rs: parity",
+        "vit-rs: images to measure",
         "vit-rs: speed",
         "vit-rs: decoding every image",
     ]
@@ -297,6 +403,25 @@ def test_an_interrupted_doctor_tells_what_it_found(clean, capsys, monkeypatch):
 def test_errors_are_one_line(tmp_path, capsys, make, options, text):
     make(tmp_path / "data")
     assert main(["doctor", str(tmp_path / "data"), *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    [line] = captured.err.splitlines()
+    assert line.startswith("vit-rs: error: ")
+    assert text in line
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "text"),
+    [
+        ("none.tar", None, "No such file or directory"),
+        ("part-{0..1}.tar", None, "part-1.tar"),
+        ("part-0.tar", 700, "part-0.tar: byte 700: truncated: 0.jpg lacks its last"),
+    ],
+)
+def test_errors_of_shards_are_one_line(shard, capsys, name, length, text):
+    if length is not None:
+        shard.write_bytes(shard.read_bytes()[:length])
+    assert main(["doctor", str(shard.with_name(name))]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     [line] = captured.err.splitlines()

@@ -128,15 +128,22 @@ def _add_doctor(commands: Any) -> None:
         "doctor",
         help="examine your images: what they are, how fast they load, whether any is damaged",
         description=(
-            "Examine a folder of images: count kinds and sizes, compare pixels with Pillow and torchvision, measure\n"
-            "the loader beside torchvision and a DataLoader, and say how many threads to use. Pillow and torchvision\n"
-            "are compared with where they are installed."
+            "Examine a folder of images, or tar shards: count kinds and sizes, compare pixels with Pillow and\n"
+            "torchvision, measure the loader beside torchvision and a DataLoader, and say how many threads to use.\n"
+            "Pillow and torchvision are compared with where they are installed."
         ),
-        epilog="Exit status: 0; 1 where --full found damaged images; 2 for an error; 130 after Ctrl-C.",
+        epilog=(
+            "examples:\n"
+            "  vit-rs doctor photos/\n"
+            "  vit-rs doctor 'train-{000..099}.tar' --full\n\n"
+            "Exit status: 0; 1 where --full found damaged images; 2 for an error; 130 after Ctrl-C."
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     doctor.set_defaults(run=_doctor)
-    doctor.add_argument("data", metavar="DATA", help="class sub-folders of images")
+    doctor.add_argument(
+        "data", metavar="DATA", help="class sub-folders of images, or shards.tar, quoted braces for several"
+    )
     doctor.add_argument("--full", action="store_true", help="decode every image completely, and list the damaged ones")
     doctor.add_argument(
         "--seconds", type=float, default=20.0, metavar="N", help="about how long speed is measured (default: 20)"

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from vit_rs.data.labels import class_names
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["ArrayDataset"]
-
-# A label beyond any data set's number of classes is an error in the labels, and would make that many names.
-_MOST_UNNAMED = 1_000_000
 
 
 class ArrayDataset:
@@ -22,7 +21,8 @@ class ArrayDataset:
     Args:
         images: u8, (N, H, W, C) with C = 1 or 3, or (N, H, W) for gray; a numpy array or a CPU tensor. It is kept,
             not copied, when it is contiguous: do not write to it while a loader reads it.
-        labels: integers, (N,), each at least 0.
+        labels: integers, (N,). Negative ones belong to no class: -1 where a label is not known, or the ignore_index
+            (-100) of torch's cross_entropy.
         classes: the classes' names, index = label; None names them "0", "1", ...
 
     Raises:
@@ -46,14 +46,8 @@ class ArrayDataset:
         if targets.shape != (len(pixels),):
             raise ValueError(f"labels must be ({len(pixels)},), one for each image, got {targets.shape}")
         highest = int(targets.max()) if targets.size else -1
-        if targets.size and int(targets.min()) < 0:
-            raise ValueError(f"labels must be at least 0, got {int(targets.min())}")
-        if classes is None and highest > _MOST_UNNAMED:
-            raise ValueError(f"label {highest} is more than {_MOST_UNNAMED}: name the classes if that is meant")
-        if classes is not None and highest >= len(classes):
-            raise ValueError(f"label {highest} has no name: only {len(classes)} classes are given")
+        self.classes = class_names(highest, classes)
         self.images: np.ndarray[Any, np.dtype[np.uint8]] = np.ascontiguousarray(pixels)
-        self.classes = [str(i) for i in range(highest + 1)] if classes is None else list(classes)
         self.targets: list[int] = targets.astype(np.int64).tolist()
 
     def __len__(self) -> int:

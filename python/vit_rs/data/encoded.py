@@ -34,14 +34,15 @@ class EncodedDataset:
     batches that are prefetched; Rust threads decode and augment what it returns. So the data set needs no lock and is
     not copied to other processes; if it is slower than the rest, it sets the pace. An exception in it is raised at the
     batch that the sample belongs to, with its type and traceback; with on_error="skip" or "substitute" it counts as a
-    bad sample.
+    bad sample, unless it is no `Exception` (SystemExit) or a MemoryError: these are raised always.
 
     Torch's, numpy's and random's generators are not seeded for it: what it draws is its own affair, and is not part of
     a loader's promise to repeat itself.
 
     Args:
         dataset: has `len(dataset)`, and gives (image, label) for `dataset[i]`. image: the bytes of a JPEG, PNG or WebP,
-            as bytes, bytearray, memoryview, or a one-dimensional u8 array or tensor; label: an integer.
+            as bytes, bytearray, memoryview, or a one-dimensional u8 array or tensor; label: a 64-bit integer,
+            negative where it is no class.
         classes: the classes' names, index = label, where they are of use.
 
     Raises:
@@ -76,7 +77,7 @@ class Feeder:
 
     Args:
         dataset: as in EncodedDataset.
-        keep_errors: keep exceptions of the data set, so that they can be raised; else their texts must do.
+        keep_errors: keep exceptions of bad samples, so that they can be raised; else their texts must do.
     """
 
     def __init__(self, dataset: _MapStyle, *, keep_errors: bool) -> None:
@@ -140,9 +141,11 @@ class _Thread(threading.Thread):
         try:
             item = self._dataset[index]
         except BaseException as error:  # noqa: BLE001  (it belongs to the thread that waits for this sample)
-            if self._keep_errors:
+            # Another sample can stand in for a bad one, not for a process that is to end or has no memory.
+            bad_sample = isinstance(error, Exception) and not isinstance(error, MemoryError)
+            if self._keep_errors or not bad_sample:
                 self._errors[ticket] = error
-            self._feed.fail(ticket, f"{type(error).__name__}: {error}", True)
+            self._feed.fail(ticket, f"{type(error).__name__}: {error}", bad_sample)
             return
         try:
             data, label = _checked(item, index)
@@ -169,6 +172,7 @@ def _checked(item: Any, index: int) -> tuple[bytes, int]:
 
     Raises:
         TypeError: it is something else.
+        ValueError: the label does not fit.
     """
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise TypeError(f"sample {index} must be (encoded image, label), got {type(item).__name__}")
@@ -178,7 +182,7 @@ def _checked(item: Any, index: int) -> tuple[bytes, int]:
     except TypeError:
         raise TypeError(f"the label of sample {index} must be an integer, got {type(label).__name__}") from None
     if not -(2**63) <= number < 2**63:
-        raise TypeError(f"the label of sample {index} must fit 64 bits, got {number}")
+        raise ValueError(f"the label of sample {index} must fit 64 bits, got {number}")
     if isinstance(data, bytes):
         return data, number
     if isinstance(data, (bytearray, memoryview)):

@@ -26,7 +26,7 @@ _WIDTH = 120
 _INDENT = 12
 _ON_ERROR = {
     "raise": "an unreadable sample is an error at its batch",
-    "skip": "unreadable samples are left out and listed in stats()",
+    "skip": "unreadable samples are left out of their batches and listed in stats()",
     "substitute": "another sample stands in for an unreadable one, which stats() lists",
 }
 
@@ -62,11 +62,7 @@ def _rows(loader: ImageLoader, core: Loader, epoch: int, first: int | None) -> I
     chains = list(_chains(loader.transform))
     for chain in chains:
         yield from _view(loader, core, chain)
-    cpus = usable_cpus()
-    yield (
-        "threads",
-        f"{loader.num_threads} in Rust, on {cpus} usable CPU{'s' * (cpus > 1)}; up to {loader.prefetch} batches ahead",
-    )
+    yield "threads", _threads(loader)
     size = sum(size for size, _ in core.memory)
     kept = sum(size * number for size, number in core.memory)
     slots = core.memory[0][1]
@@ -89,6 +85,13 @@ def _order(loader: ImageLoader, epoch: int) -> str:
         order += f", rank {loader.rank} of {loader.world_size}"
     last = "a last batch that is not full is left out" if loader.drop_last else "the last one may be smaller"
     return f"{order}; {len(loader):,} batches of {loader.batch_size}, {last}"
+
+
+def _threads(loader: ImageLoader) -> str:
+    cpus, share = usable_cpus(), loader.stats().cpus
+    usable = f"{cpus} usable CPU{'s' * (cpus > 1)}"
+    on = usable if share == cpus else f"{share} of {usable}, this process's share"
+    return f"{loader.num_threads} in Rust, on {on}; up to {loader.prefetch} batches ahead"
 
 
 def _decoding(loader: ImageLoader) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,8 +15,8 @@ from vit_rs.data import explanation
 from vit_rs.data.order import share, share_length
 from vit_rs.data.sources import open_source
 from vit_rs.data.statistics import LoaderStats
-from vit_rs.data.threads import default_threads, usable_cpus
-from vit_rs.transforms.lowering import lower_views
+from vit_rs.data.threads import default_threads
+from vit_rs.transforms.lowering import is_multi, lower_views
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from vit_rs.transforms import Transform
 
 __all__ = ["ImageLoader", "Patches"]
+
+# More is a slip: nobody has as many threads, or memory for as many batches.
+_MOST_THREADS = _MOST_BATCHES = 2**16
+_MOST = 2**63 - 1
+_MOST_U64 = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,10 @@ class Patches:
 class ImageLoader:
     """Iterate over a source in batches: (images, labels), or (images, labels, indices) with `return_index`.
 
-    Images are (B, C, H, W) in the transform's type; labels int64, (B,). Rust threads read, decode, augment and write
-    each sample straight into its batch; the batch's memory returns for reuse when its last tensor is gone. Threads
-    start with the first batch and live until `close`; no process is started.
+    Images are (B, C, H, W) in the transform's type, or a tuple of such views under a MultiCrop; labels int64, (B,).
+    Rust threads read, decode, augment and write each sample straight into its batch; the batch's memory returns for
+    reuse when its last tensor is gone. Threads start with the first batch and live until `close`; no process is
+    started.
 
     A sample's pixels depend on (seed, epoch, its index in `source`) and on nothing else: not on threads, prefetch,
     batch size or restarts.
@@ -60,10 +67,10 @@ class ImageLoader:
         source: an ImageFolder, ArrayDataset, TarShards or EncodedDataset, a list of (path or bytes, label), or a torch
             Subset of one.
         transform: what happens to each image; None leaves it as it is. It must end in one size for all images.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch; below 2**63.
         shuffle: draw a new order each epoch.
         seed: of the order and of every augmentation; 0 <= seed < 2**64.
-        num_threads: decoding threads; None = the CPUs that this process may use, divided by torchrun's
+        num_threads: decoding threads, at most 2**16; None = the CPUs that this process may use, divided by torchrun's
             LOCAL_WORLD_SIZE.
         drop_last: leave out a last batch that is not full.
         dtype: type of the images; None = the transform's. float16 and bfloat16 are rounded once, from float32.
@@ -74,19 +81,20 @@ class ImageLoader:
         world_size: number of shares. Without `drop_last`, the first samples are repeated until shares are equal, as
             torch's DistributedSampler does.
         on_error: what becomes of unreadable samples. "raise" raises at their batch, "skip" leaves them out (the batch
-            is shorter), "substitute" draws another one of `source` for their place (and leaves them out
-            after 16 bad draws); `stats().failures` lists these two.
+            is shorter; one without a good sample is yielded too, with 0 images, so that all ranks make as many steps),
+            "substitute" draws another one of `source` for their place (and leaves them out after 16 bad draws);
+            `stats().failures` lists these two.
         decode: "exact" gives the pixels of a full decode. "fast" decodes a JPEG at a half, a quarter or an eighth of
             its size where all views shrink it at least that much: quicker for photographs of several megapixels, and
             other pixels (docs/data-loader.md states how far).
         exif: turn images upright as their EXIF orientation says, and draw crops in the upright image. Off, as in
             Pillow and torchvision's ImageFolder.
-        max_pixels: images with more are errors (decompression bombs).
+        max_pixels: images with more are errors (decompression bombs); below 2**63.
         return_index: yield each sample's index in `source` too, int64, (B,).
-        prefetch: batches made ahead of the consumer.
+        prefetch: batches made ahead of the consumer, at most 2**16.
 
     Raises:
-        TypeError: a source or transform of another kind.
+        TypeError: a source or transform of another kind, or a number that is not an integer.
         ValueError: an argument out of its range, or a transform without a fixed output size.
         DecodeError: (while iterating) an image cannot be decoded; the message names it.
         OSError: (while iterating) a file cannot be read.
@@ -115,28 +123,23 @@ class ImageLoader:
         return_index: bool = False,
         prefetch: int = 2,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("prefetch", prefetch), ("max_pixels", max_pixels)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         if decode not in ("exact", "fast"):
             raise ValueError(f"decode must be 'exact' or 'fast', got {decode!r}")
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"num_threads must be at least 1, got {num_threads}")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed must be in 0..2**64 - 1, got {seed}")
         self.source = source
         self.transform = transform
-        self.batch_size = batch_size
+        self.batch_size = _integer("batch_size", batch_size, 1, _MOST)
         self.shuffle = shuffle
-        self.seed = seed
-        self.num_threads = default_threads() if num_threads is None else num_threads
+        self.seed = _integer("seed", seed, 0, _MOST_U64)
+        self._cpus = default_threads()
+        threads = self._cpus if num_threads is None else num_threads
+        self.num_threads = _integer("num_threads", threads, 1, _MOST_THREADS)
         self.drop_last = drop_last
         self.layout = layout
         self.on_error = on_error
         self.decode = decode
         self.exif = exif
-        self.max_pixels = max_pixels
-        self.prefetch = prefetch
+        self.max_pixels = _integer("max_pixels", max_pixels, 1, _MOST)
+        self.prefetch = _integer("prefetch", prefetch, 1, _MOST_BATCHES)
         self.device = torch.device(device)
         self.rank = distributed.rank() if rank is None else rank
         self.world_size = distributed.world_size() if world_size is None else world_size
@@ -147,6 +150,8 @@ class ImageLoader:
         self._samples = opened.samples
         self._labels = opened.labels
         self._feeder = opened.feeder
+        self._reader = opened.reader
+        self._multi = is_multi(transform)
         chains = lower_views(transform)
         self._dtypes = [chain.dtype if dtype is None else dtype for chain in chains]
         patch_size = layout.patch_size if isinstance(layout, Patches) else None
@@ -156,11 +161,11 @@ class ImageLoader:
             opened.core,
             opened.subset,
             [chain.view(dtype=dtype, layout=order, patch=patch) for chain in chains],
-            batch_size=batch_size,
+            batch_size=self.batch_size,
             num_threads=self.num_threads,
-            prefetch=prefetch,
-            seed=seed,
-            max_pixels=max_pixels,
+            prefetch=self.prefetch,
+            seed=self.seed,
+            max_pixels=self.max_pixels,
             exif=exif,
             fast=decode == "fast",
             on_error=on_error,
@@ -229,8 +234,7 @@ class ImageLoader:
                 return
             self._yielded += 1
             views, positions, labels = batch
-            if len(positions):
-                yield self._tensors(views, positions, self._labels[positions] if labels is None else labels)
+            yield self._tensors(views, positions, self._labels[positions] if labels is None else labels)
 
     def _stand(self, epoch: int, consumed: int = 0) -> None:
         self._epoch = epoch
@@ -245,7 +249,7 @@ class ImageLoader:
         others = [torch.from_numpy(labels)]
         if self.return_index:
             others.append(torch.from_numpy(positions.astype(np.int64)))
-        return images if len(images) > 1 else images[0], *(self._handed_over(other) for other in others)
+        return images if self._multi else images[0], *(self._handed_over(other) for other in others)
 
     def _handed_over(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         if tensor.dtype == torch.uint16 and dtype is not None:
@@ -265,9 +269,11 @@ class ImageLoader:
         """Make the next iteration that of `epoch`; from its first batch, unless a loaded state stands in that epoch.
 
         An iteration under way ends.
+
+        Raises:
+            ValueError: not 0 <= epoch < 2**64.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch must be at least 0, got {epoch}")
+        epoch = _integer("epoch", epoch, 0, _MOST_U64)
         self._iteration += 1
         if self._resuming and epoch == self._epoch:
             return
@@ -298,6 +304,7 @@ class ImageLoader:
         Raises:
             ValueError: a state of a loader with another seed, number of samples or order, or one that lies outside an
                 epoch.
+            TypeError: a value in it is not an integer.
         """
         identity = self._identity()
         missing = sorted({"epoch", "consumed", *identity} - state.keys())
@@ -307,10 +314,10 @@ class ImageLoader:
         if differing:
             listed = "; ".join(f"{name} is {state[name]} there, {identity[name]} here" for name in differing)
             raise ValueError(f"the state is of another loader: {listed}")
-        if state["epoch"] < 0 or not 0 <= state["consumed"] <= self._samples:
-            raise ValueError(f"the state {state} does not fit an epoch of {self._samples} samples")
+        epoch = _integer("the state's epoch", state["epoch"], 0, _MOST_U64)
+        consumed = _integer("the state's consumed", state["consumed"], 0, self._samples)
         self._iteration += 1
-        self._stand(state["epoch"], state["consumed"])
+        self._stand(epoch, consumed)
         self._resuming = True
 
     def stats(self) -> LoaderStats:
@@ -318,7 +325,8 @@ class ImageLoader:
 
         It may be called at any time and from any thread; it costs microseconds.
         """
-        return LoaderStats.from_core(self._loader.stats(), threads=self.num_threads, cpus=usable_cpus())
+        counted = self._loader.stats()
+        return LoaderStats.from_core(counted, threads=self.num_threads, cpus=self._cpus, reader=self._reader)
 
     def explain(self) -> str:
         """Return in words what this loader does, with the numbers drawn for the current epoch's first sample.
@@ -345,3 +353,21 @@ class ImageLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _integer(name: str, value: Any, least: int, most: int) -> int:
+    """Return an argument as an int.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: it is not in least..most.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not least <= number <= most:
+        power = most.bit_length()
+        bound = f"2**{power} - 1" if power > 32 and most + 1 == 2**power else str(most)
+        raise ValueError(f"{name} must be in {least}..{bound}, got {number}")
+    return number

@@ -14,12 +14,14 @@ from vit_rs._core import Source
 from vit_rs.data.array import ArrayDataset
 from vit_rs.data.encoded import EncodedDataset, Feeder
 from vit_rs.data.folder import ImageFolder
+from vit_rs.data.labels import label_array
 from vit_rs.data.tar import TarShards
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vit_rs.data.order import Index
+    from vit_rs.data.statistics import Reader
 
 __all__ = ["ImageSource", "Opened", "open_source"]
 
@@ -36,6 +38,7 @@ class Opened:
         samples: number of samples that are used.
         labels: of each of them; none at all where they come with the samples.
         feeder: serves `core`, where Python reads the samples.
+        reader: who reads, as in LoaderStats.
     """
 
     core: Source
@@ -43,6 +46,7 @@ class Opened:
     samples: int
     labels: np.ndarray[Any, np.dtype[np.int64]]
     feeder: Feeder | None = None
+    reader: Reader = "threads"
 
 
 def open_source(source: ImageSource, *, keep_errors: bool) -> Opened:
@@ -54,17 +58,19 @@ def open_source(source: ImageSource, *, keep_errors: bool) -> Opened:
 
     Raises:
         TypeError: a source of another kind, or a list with something else than (path or bytes, label).
-        ValueError: a Subset with an index outside its data set.
+        ValueError: a Subset with an index outside its data set, or a label that does not fit 64 bits.
     """
     base, subset = _flatten(source)
     if isinstance(base, EncodedDataset):
         feeder = Feeder(base.dataset, keep_errors=keep_errors)
         count = len(base) if subset is None else len(subset)
-        return Opened(Source.feed(feeder.feed), subset, count, np.empty(0, np.int64), feeder)
+        return Opened(Source.feed(feeder.feed), subset, count, np.empty(0, np.int64), feeder, "data set")
+    reader: Reader = "threads"
     if isinstance(base, ArrayDataset):
         core, labels = Source.array(base.images), base.targets
     elif isinstance(base, TarShards):
         core, labels = base.core_source, base.targets
+        reader = "inflation" if base.gzipped else "threads"
     elif isinstance(base, ImageFolder):
         # As torchvision, from the samples: lists that a user filtered agree with their files.
         core = Source.files([path for path, _ in base.samples])
@@ -72,9 +78,9 @@ def open_source(source: ImageSource, *, keep_errors: bool) -> Opened:
     else:
         entries, labels = _listed(base)
         core = Source.mixed(entries)
-    targets = np.asarray(labels, dtype=np.int64)
+    targets = label_array(labels)
     targets = targets if subset is None else targets[subset]
-    return Opened(core, subset, len(targets), targets)
+    return Opened(core, subset, len(targets), targets, reader=reader)
 
 
 def _flatten(source: ImageSource) -> tuple[Any, Index | None]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LoaderStats", "byte_text"]
+__all__ = ["LoaderStats", "Reader", "byte_text"]
 
+Reader = Literal["threads", "data set", "inflation"]
 Verdict = Literal["reading-bound", "decode-bound", "consumer-bound"]
 
 # A consumer that waits less than this share of its time would gain nothing worth having from a faster loader.
@@ -42,8 +43,10 @@ class LoaderStats:
         ready_batches: finished batches that wait for the consumer now.
         mean_ready_batches: their mean over the time.
         threads: number of threads.
-        cpus: CPUs that this process may use.
+        cpus: CPUs that this process may use, divided by torchrun's LOCAL_WORLD_SIZE.
         busy_share: share of the time that a thread was at work, 0..1, mean of all threads.
+        reader: what reading is: each thread reads its images ("threads"), waits for the one Python thread of an
+            EncodedDataset ("data set"), or inflates a gzipped shard or waits for the thread that does ("inflation").
         failures: a line for each sample that was skipped or substituted, in the epoch's order.
     """
 
@@ -63,10 +66,11 @@ class LoaderStats:
     threads: int
     cpus: int
     busy_share: float
+    reader: Reader
     failures: tuple[str, ...]
 
     @classmethod
-    def from_core(cls, raw: Mapping[str, Any], *, threads: int, cpus: int) -> LoaderStats:
+    def from_core(cls, raw: Mapping[str, Any], *, threads: int, cpus: int, reader: Reader = "threads") -> LoaderStats:
         """Return the statistics that the engine counts."""
         made = max(raw["images"], 1)
         wall = max(raw["wall"], 1)
@@ -88,6 +92,7 @@ class LoaderStats:
             threads=threads,
             cpus=cpus,
             busy_share=min(raw["busy"] / wall / threads, 1.0),
+            reader=reader,
             failures=tuple(raw["failures"]),
         )
 
@@ -101,13 +106,16 @@ class LoaderStats:
         """What held the epoch up; None before the second batch, when everybody has only waited for the first.
 
         "consumer-bound": the consumer waited less than a tenth of its time. Else "reading-bound" or "decode-bound": the
-        threads spent more time on reading, or on decoding, augmenting and writing.
+        threads spent more time on reading, or on decoding, augmenting and writing. A Python data set is read ahead of
+        the threads: where they wait for it for more than a tenth of their time, it sets the pace.
         """
         if self.batches < 2:
             return None
         if self.wait_share < _RARELY:
             return "consumer-bound"
-        return "reading-bound" if self.read_us > self.decode_us + self.augment_us + self.emit_us else "decode-bound"
+        made = self.decode_us + self.augment_us + self.emit_us
+        share = _RARELY if self.reader == "data set" else 0.5
+        return "reading-bound" if self.read_us > share * (self.read_us + made) else "decode-bound"
 
     @property
     def advice(self) -> str:
@@ -119,6 +127,8 @@ class LoaderStats:
         busy = f"{threads} busy {self.busy_share:.0%}"
         if self.verdict == "consumer-bound":
             return f"{waited} and {busy}: the loader is fast enough."
+        if self.verdict == "reading-bound" and self.reader != "threads":
+            return f"{waited} and {busy}, {self._waiting}."
         if self.busy_share < _IDLE:
             return f"{waited}, but {busy}: a larger prefetch helps a consumer that asks in bursts."
         if self.verdict == "reading-bound":
@@ -127,7 +137,22 @@ class LoaderStats:
         limit = f"{waited} and {busy}: {max(stages, key=lambda name: stages[name])} is the limit"
         if self.threads < self.cpus:
             return f"{limit}; more threads help, up to the {self.cpus} CPUs that this process may use."
-        return f"{limit}; each of the {self.cpus} usable CPUs has its thread: more CPUs or smaller images help."
+        cpus = "the one usable CPU" if self.cpus == 1 else f"each of the {self.cpus} usable CPUs"
+        return f"{limit}; {cpus} has its thread: more CPUs or smaller images help."
+
+    @property
+    def _waiting(self) -> str:
+        share = self.read_us / (self.read_us + self.decode_us + self.augment_us + self.emit_us)
+        bursts = ", or a larger prefetch for a consumer that asks in bursts" if self.busy_share < _IDLE else ""
+        if self.reader == "data set":
+            return (
+                f"{share:.0%} of it waiting for the data set, which one Python thread reads: "
+                f"a faster data set helps, or files or shards in its place{bursts}; more threads do not"
+            )
+        return (
+            f"{share:.0%} of it inflating a gzipped shard or waiting for the thread that does: "
+            f"plain tars help{bursts}; more threads do not"
+        )
 
     def __str__(self) -> str:
         stages = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vit_rs._core import decode_image, open_shards
+from vit_rs.data.labels import class_names
 from vit_rs.data.threads import usable_cpus
+from vit_rs.exceptions import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["TarShards", "expand_braces"]
 
 _MOST_SHARDS = 1_000_000
-# A label beyond any data set's number of classes is an error in the labels, and would make that many names.
-_MOST_UNNAMED = 1_000_000
+_GZIP_MAGIC = b"\x1f\x8b"
 _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?")
 
 
@@ -33,6 +34,8 @@ class TarShards:
     Gzipped shards, told by content, have no random access. Making this inflates each of them once, and so does every
     epoch, on every rank; the two used last, and those in use, lie in memory inflated. If any shard is gzipped, the
     samples of a shard stay together: shuffling permutes the shards and the samples within each.
+
+    It can be pickled and copied: the copy keeps the paths and labels, and reads the headers anew.
 
     Args:
         paths: a path or a list of paths; "train-{000..099}.tar" and "{a,b}.tar" stand for several, as in a shell.
@@ -59,14 +62,12 @@ class TarShards:
         self.shards: list[str] = [shard for path in given for shard in expand_braces(os.fspath(path))]
         if not self.shards:
             raise ValueError("paths must name at least one shard")
+        self.label_key = label_key
         self.core_source, self.targets = open_shards(self.shards, label_key, usable_cpus())
+        self.gzipped = any(map(_is_gzipped, self.shards))
         highest = max(self.targets)
-        if classes is None and highest > _MOST_UNNAMED:
-            raise ValueError(f"label {highest} is more than {_MOST_UNNAMED}: name the classes if that is meant")
-        if classes is not None and highest >= len(classes):
-            first = self.core_source.name(self.targets.index(highest))
-            raise ValueError(f"label {highest} ({first}) has no name: only {len(classes)} classes are given")
-        self.classes: list[str] = [str(i) for i in range(highest + 1)] if classes is None else list(classes)
+        first = self.core_source.name(self.targets.index(highest))
+        self.classes: list[str] = class_names(highest, classes, sample=first)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -82,8 +83,24 @@ class TarShards:
         pixels = decode_image(self.core_source.encoded(index), name=self.core_source.name(index))
         return torch.from_numpy(pixels).permute(2, 0, 1), label
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "core_source"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.core_source, labels = open_shards(self.shards, self.label_key, usable_cpus())
+        if len(labels) != len(self.targets):
+            raise DatasetError(
+                f"{self.shards[0]}, ...: {len(labels)} samples now, {len(self.targets)} when the data set was pickled"
+            )
+
     def __repr__(self) -> str:
         return f"TarShards({len(self.shards)} shards, {len(self)} images, {len(self.classes)} classes)"
+
+
+def _is_gzipped(path: str) -> bool:
+    with open(path, "rb") as file:  # noqa: PTH123  (a path as the user gave it)
+        return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
 
 
 def expand_braces(pattern: str) -> list[str]:

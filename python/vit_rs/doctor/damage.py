@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vit_rs.data import ImageLoader
 from vit_rs.transforms import Resize
 
@@ -28,28 +30,22 @@ class Damage:
 
 
 def look_for_damage(files: Files, damage: Damage, threads: int, progress: Progress) -> None:
-    """Decode every image completely, and note in `damage` what is found."""
+    """Decode every image completely, and note in `damage` what is found, also where this is interrupted."""
+    good = np.zeros(len(files), bool)
     with ImageLoader(
         files.source, Resize((_SIDE, _SIDE)), batch_size=_BATCH, num_threads=threads, on_error="skip", return_index=True
     ) as loader:
-        expected = 0
-        for _, _, indices in loader:
-            progress("decoding every image", expected, len(files))
-            # A batch without a good sample is not yielded: what lies before this batch's first good one is bad too.
-            good = indices.tolist()
-            last = good[-1] // _BATCH * _BATCH + _BATCH
-            _note(files, damage, loader, sorted(set(range(expected, last)) - set(good)))
-            expected = damage.checked = min(last, len(files))
-        _note(files, damage, loader, list(range(expected, len(files))))
-        damage.checked = len(files)
-
-
-def _note(files: Files, damage: Damage, loader: ImageLoader, missing: list[int]) -> None:
-    """Add the images that were left out; the loader tells of them in the same order."""
-    missing = [index for index in missing if index < len(files)]
-    if missing:
-        known = len(damage.damaged)
-        texts = loader.stats().failures[known : known + len(missing)]
-        for index, text in zip(missing, texts, strict=True):
-            name = files.name(index)
-            damage.damaged.append((name, text.removeprefix(name).removeprefix(": ")))
+        try:
+            for _, _, indices in loader:
+                progress("decoding every image", damage.checked, len(files))
+                good[indices.numpy()] = True
+                # Batches come in order. One without a good image may be empty, or be left out; a later one tells.
+                start = int(indices[-1]) // _BATCH * _BATCH if len(indices) else damage.checked
+                damage.checked = min(start + _BATCH, len(files))
+            damage.checked = len(files)
+        finally:
+            # The loader tells of the images that it left out in their order; read once, for it copies all it has.
+            missing = np.flatnonzero(~good[: damage.checked]).tolist()
+            for index, text in zip(missing, loader.stats().failures, strict=False):  # of a batch not noted yet, too
+                name = files.name(index)
+                damage.damaged.append((name, text.removeprefix(name).removeprefix(": ")))

@@ -18,7 +18,7 @@ _SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 @dataclass(frozen=True)
 class Files:
-    """Encoded images with labels, and the loader's source over them."""
+    """Encoded images, and the loader's source over them."""
 
     data: str
     source: ImageFolder | TarShards
@@ -27,9 +27,14 @@ class Files:
         return len(self.source)
 
     @property
-    def class_count(self) -> int:
-        """Number of classes."""
-        return len(self.source.classes)
+    def class_count(self) -> int | None:
+        """Number of classes; None for shards, whose labels are not read."""
+        return None if isinstance(self.source, TarShards) else len(self.source.classes)
+
+    @property
+    def shard_count(self) -> int | None:
+        """Number of shards; None for a folder."""
+        return len(self.source.shards) if isinstance(self.source, TarShards) else None
 
     def name(self, index: int) -> str:
         """Return what error messages call an image."""
@@ -42,6 +47,7 @@ class Files:
 
         Raises:
             OSError: it cannot be read.
+            VitRsError: its shard is damaged there.
         """
         if isinstance(self.source, TarShards):
             return self.source.core_source.encoded(index)
@@ -52,6 +58,7 @@ class Files:
 
         Raises:
             OSError: it cannot be read.
+            VitRsError: its shard is damaged there.
         """
         if isinstance(self.source, TarShards):
             data = self.read(index)
@@ -68,13 +75,15 @@ class Files:
 def open_files(data: str) -> Files:
     """Open an image folder, whose classes may be empty, or tar shards, named by a path or by one with braces.
 
+    Shards need no labels.
+
     Raises:
         FileNotFoundError: no such folder or shard.
         NotADirectoryError: neither a folder nor a shard.
         DatasetError: no class folder in it, no image at all, or a damaged shard.
     """
     if data.lower().endswith(_SHARD_ENDINGS):
-        return Files(data, TarShards(data))
+        return Files(data, TarShards(data, label_key=None))
     source = ImageFolder(data, allow_empty=True)
     if not len(source):
         raise DatasetError(f"{data}: no image in {len(source.classes)} class folders")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -13,11 +13,15 @@ from vit_rs.exceptions import VitRsError
 from vit_rs.transforms import CenterCrop, Compose, Normalize, Resize, ToDtype
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vit_rs.data import ImageFolder, TarShards
     from vit_rs.doctor.files import Files
     from vit_rs.doctor.report import Progress
 
 __all__ = ["Parity", "compare"]
+
+Pixels: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"
 
 _MOST = 32
 
@@ -26,7 +30,7 @@ EVALUATION = Compose([Resize(256), CenterCrop(224), ToDtype(torch.float32, scale
 
 @dataclass(frozen=True)
 class Parity:
-    """Differences to other libraries, on `images` images that both could decode.
+    """Differences to other libraries, on `images` images that both could decode and transform.
 
     Attributes:
         images: number of images compared.
@@ -57,24 +61,32 @@ def compare(files: Files, progress: Progress) -> Parity | None:
     for done, index in enumerate(chosen):
         progress("parity", done, len(chosen))
         try:
-            data = files.read(int(index))
-            theirs = peer.pillow_pixels(data)
+            theirs = peer.pillow_pixels(files.read(int(index)))
+            if theirs is None:
+                continue
             ours = _decode(files.source, int(index))
-        except (VitRsError, OSError, ValueError, SyntaxError):  # Pillow's for damaged files
+            transformed = _transform_difference(theirs, evaluation)
+        except (VitRsError, OSError, ValueError):  # the last of images so thin that resizing would make billions
             continue
         images += 1
         difference = np.abs(ours.astype(np.int16) - theirs)
         worst = max(worst, int(difference.max()))
         equal += int((difference.max(axis=2) == 0).sum())
         pixels += difference.shape[0] * difference.shape[1]
-        if evaluation is not None:
-            tensor = torch.from_numpy(theirs).permute(2, 0, 1).contiguous()
-            transform_worst = max(transform_worst, float((EVALUATION(tensor) - evaluation(tensor)).abs().max()))
+        transform_worst = max(transform_worst, transformed)
     if not images:
         return None
     transform_max = None if evaluation is None else transform_worst
     return Parity(images, pillow, worst, equal / pixels, torchvision, transform_max)
 
 
-def _decode(source: ImageFolder | TarShards, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _transform_difference(image: Pixels, evaluation: Callable[[torch.Tensor], torch.Tensor] | None) -> float:
+    """Return the largest difference of a value after the transform; 0 without torchvision's."""
+    if evaluation is None:
+        return 0.0
+    tensor = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+    return float((EVALUATION(tensor) - evaluation(tensor)).abs().max())
+
+
+def _decode(source: ImageFolder | TarShards, index: int) -> Pixels:
     return source[index][0].permute(1, 2, 0).numpy()

@@ -32,17 +32,21 @@ def version(package: str) -> str | None:
         return None
 
 
-def pillow_pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return what Pillow decodes, RGB (H, W, 3)."""
-    return np.array(open_image(data))
+def pillow_pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+    """Return what Pillow decodes, RGB (H, W, 3); None where it cannot."""
+    image = open_image(data)
+    return None if image is None else np.array(image)
 
 
 def open_image(data: bytes) -> Any:
-    """Return the image that Pillow decodes, RGB."""
+    """Return the image that Pillow decodes, RGB; None where it cannot."""
     image = importlib.import_module("PIL.Image")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on strange files, which are another section's business
-        return image.open(io.BytesIO(data)).convert("RGB")
+        try:
+            return image.open(io.BytesIO(data)).convert("RGB")
+        except Exception:  # noqa: BLE001  (of damaged files and decompression bombs Pillow raises many kinds)
+            return None
 
 
 def training_transform() -> Callable[[Any], torch.Tensor]:
@@ -69,10 +73,7 @@ class _Images(Dataset[torch.Tensor]):
         return len(self.indices)
 
     def __getitem__(self, place: int) -> torch.Tensor:
-        try:
-            return self.transform(open_image(self.files.read(self.indices[place])))
-        except Exception:  # noqa: BLE001  (whatever Pillow raises on damaged files; they must not end the measurement)
-            return torch.zeros(3, 224, 224)
+        return self.transform(open_image(self.files.read(self.indices[place])))
 
 
 class TorchvisionLoader:
@@ -83,12 +84,11 @@ class TorchvisionLoader:
             _Images(files, indices), batch_size=batch_size, num_workers=workers, persistent_workers=True
         )
 
-    def run(self) -> None:
-        """Take one epoch's batches."""
+    def run(self) -> int:
+        """Take one epoch's batches, and return the number of images in them."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of forks beside threads: the children use none of ours
-            for _ in self._batches or ():
-                pass
+            return sum(len(images) for images in self._batches or ())
 
     def close(self) -> None:
         """End the processes."""

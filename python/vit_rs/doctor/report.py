@@ -87,6 +87,9 @@ class Report:
             yield from _parity_rows(self.parity)
         if self.speed is not None and self.speed.ours:
             yield from self._speed_rows(self.speed)
+        elif self.speed is not None and self.speed.tried and not self.speed.usable:
+            who = "vit-rs" if self.speed.torchvision_missing else "both vit-rs and Pillow"
+            yield "speed", f"not measured: none of {self.speed.tried:,} images looked at can be decoded by {who}"
         if self.damage is not None:
             damage = self.damage
             yield "damage", f"{len(damage.damaged):,} of {damage.checked:,} images cannot be decoded completely"
@@ -100,6 +103,9 @@ class Report:
         rounds = len(next(iter(speed.ours.values())))
         yield "speed", "images/s from files: decode, RandomResizedCrop(224), flip, normalise, batches of 64;"
         yield "", f"medians of {rounds} interleaved rounds of {speed.images:,} images"
+        if speed.usable < speed.tried:
+            left_out = f"{speed.tried - speed.usable:,} of {speed.tried:,}"
+            yield "", f"left out: {left_out} images looked at, which vit-rs or Pillow cannot decode completely"
         yield "", f"{'threads or workers':<20}{'vit-rs':>10}{'torchvision':>13}{'ratio':>8}"
         for count, rate in ours.items():
             peer = f"{theirs[count]:>13,.0f}{rate / theirs[count]:>8.2f}" if count in theirs else f"{'-':>13}{'-':>8}"
@@ -127,7 +133,10 @@ class Report:
 
 
 def _survey_rows(data: str, survey: Survey) -> Iterator[tuple[str, str]]:
-    yield "data", f"{data}: {survey.images:,} images in {survey.classes:,} classes"
+    parts = _count(survey.shards or 0, "shard", "shards")
+    if survey.classes is not None:
+        parts = _count(survey.classes, "class", "classes")
+    yield "data", f"{data}: {survey.images:,} images in {parts}"
     formats = ", ".join(f"{count:,} {name}" for name, count in survey.formats.items())
     yield "files", f"{formats or 'none readable'}; of {survey.sampled:,} looked at"
     kinds = {
@@ -143,6 +152,10 @@ def _survey_rows(data: str, survey: Survey) -> Iterator[tuple[str, str]]:
             yield name, "{:,}, {:,}, {:,} pixels (5 %, median, 95 %)".format(*values)
     if survey.bytes:
         yield "size", "{}, {}, {}".format(*map(byte_text, survey.bytes))
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"
 
 
 def _parity_rows(parity: Parity) -> Iterator[tuple[str, str]]:

@@ -45,12 +45,16 @@ class Speed:
     """Images per second in each round, by number of threads or worker processes.
 
     Attributes:
-        images: images in an epoch of a round.
+        tried: images looked at before; those that not all contestants can decode completely are not measured.
+        usable: those that are, so that all do the same work.
+        images: images in an epoch of a round; repeated where there are fewer.
         ours: of the loader.
         torchvision: of a DataLoader; empty where it could not be measured, and `torchvision_missing` says why.
         stats: the loader's own statistics of its last round, by number of threads.
     """
 
+    tried: int = 0
+    usable: int = 0
     images: int = 0
     ours: dict[int, list[float]] = field(default_factory=dict)
     torchvision: dict[int, list[float]] = field(default_factory=dict)
@@ -59,7 +63,7 @@ class Speed:
 
 
 class _Contestant(Protocol):
-    def run(self) -> None: ...
+    def run(self) -> int: ...
     def close(self) -> None: ...
 
 
@@ -69,9 +73,8 @@ class _Ours:
         subset: Subset[Any] = Subset(files.source, indices)  # type: ignore[arg-type]
         self.loader = ImageLoader(subset, TRAINING, batch_size=BATCH_SIZE, num_threads=threads, on_error="skip")
 
-    def run(self) -> None:
-        for _ in self.loader:
-            pass
+    def run(self) -> int:
+        return sum(len(labels) for _, labels in self.loader)
 
     def close(self) -> None:
         self.loader.close()
@@ -97,14 +100,21 @@ def best_threads(rates: dict[int, float], consumer: float | None) -> int | None:
 
 
 def measure(files: Files, speed: Speed, threads: list[int], seconds: float, progress: Progress) -> None:
-    """Measure in interleaved rounds, for about `seconds`, and note in `speed` what is found."""
+    """Measure in interleaved rounds, for about `seconds`, and note in `speed` what is found.
+
+    Without a single image that all contestants can decode, nothing is measured.
+    """
     speed.torchvision_missing = None if peer.version("torchvision") else "not installed, or it cannot be imported"
     with_peer = speed.torchvision_missing is None
     price = _price(files, with_peer) * sum(1 / count for count in threads)
-    batches = int(seconds / (_LEAST_ROUNDS + 1) / price / BATCH_SIZE)
-    speed.images = BATCH_SIZE * min(max(batches, _LEAST_BATCHES, 2 * max(threads)), _MOST_BATCHES)
-    every = files.spread(speed.images)
-    indices: list[int] = np.resize(every, speed.images).tolist()
+    batches = int(seconds / (_LEAST_ROUNDS + 2) / price / BATCH_SIZE)  # the first of them chooses the images
+    images = BATCH_SIZE * min(max(batches, _LEAST_BATCHES, 2 * max(threads)), _MOST_BATCHES)
+    end = time.monotonic() + seconds
+    usable = _usable(files, images, speed, with_peer, progress)
+    if not usable:
+        return
+    speed.images = images
+    indices: list[int] = np.resize(usable, images).tolist()
 
     # Processes are forked before the loader's threads exist.
     peers = {
@@ -115,7 +125,6 @@ def measure(files: Files, speed: Speed, threads: list[int], seconds: float, prog
     contests: list[tuple[dict[int, list[float]], int, _Contestant]] = []
     contests += [(speed.torchvision, count, contestant) for count, contestant in peers.items()]
     contests += [(speed.ours, count, contestant) for count, contestant in ours.items()]
-    end = time.monotonic() + seconds
     try:
         rounds = 0
         while rounds <= _LEAST_ROUNDS or time.monotonic() < end:
@@ -123,16 +132,18 @@ def measure(files: Files, speed: Speed, threads: list[int], seconds: float, prog
                 progress("speed", rounds * len(contests) + place, (_LEAST_ROUNDS + 1) * len(contests))
                 if rates is speed.torchvision and speed.torchvision_missing:
                     continue
+                start = time.perf_counter()
                 try:
-                    elapsed = _timed(contestant.run)
-                except (RuntimeError, OSError) as error:
+                    done = contestant.run()
+                except Exception as error:
                     if rates is not speed.torchvision:
                         raise
-                    speed.torchvision_missing = f"its DataLoader failed: {str(error).splitlines()[0]}"
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    speed.torchvision_missing = f"its DataLoader failed: {reason}"
                     speed.torchvision.clear()
                     continue
                 if rounds:  # the first round starts threads and processes, and fills the page cache
-                    rates.setdefault(count, []).append(speed.images / elapsed)
+                    rates.setdefault(count, []).append(done / (time.perf_counter() - start))
                     if rates is speed.ours:
                         speed.stats[count] = ours[count].loader.stats()
             rounds += 1
@@ -141,14 +152,29 @@ def measure(files: Files, speed: Speed, threads: list[int], seconds: float, prog
             contestant.close()
 
 
+def _usable(files: Files, most: int, speed: Speed, with_peer: bool, progress: Progress) -> list[int]:
+    """Return those of at most `most` images that all contestants can decode to the last pixel, and count in `speed`."""
+    chosen, usable = files.spread(most).tolist(), []
+    for done, index in enumerate(chosen):
+        progress("images to measure", done, len(chosen))
+        try:
+            if not with_peer or peer.open_image(files.read(index)) is not None:
+                files.source[index]
+                usable.append(index)
+        except (VitRsError, OSError):
+            continue
+    speed.tried, speed.usable = len(chosen), len(usable)
+    return usable
+
+
 def _price(files: Files, with_peer: bool) -> float:
     """Return about how many seconds of a core an image costs all contestants together."""
     theirs = peer.training_transform() if with_peer else None
 
     def do(data: bytes) -> None:
         TRAINING(data)
-        if theirs is not None:
-            theirs(peer.open_image(data))
+        if theirs is not None and (image := peer.open_image(data)) is not None:
+            theirs(image)
 
     prices = []
     for index in files.spread(8):
@@ -156,7 +182,7 @@ def _price(files: Files, with_peer: bool) -> float:
             data = files.read(int(index))
             do(data)  # the first call of all makes more than the transform
             prices.append(_timed(lambda data=data: do(data)))  # type: ignore[misc]
-        except (VitRsError, OSError, ValueError, SyntaxError):  # noqa: PERF203  (Pillow's for damaged files)
+        except (VitRsError, OSError):  # noqa: PERF203
             continue
     return max(statistics.mean(prices), 1e-6) if prices else 0.01
 

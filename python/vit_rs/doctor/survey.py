@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vit_rs.doctor.headers import read_header
+from vit_rs.exceptions import VitRsError
 
 if TYPE_CHECKING:
     from vit_rs.doctor.files import Files
@@ -23,10 +24,14 @@ _PERCENTILES = (5, 50, 95)
 
 @dataclass(frozen=True)
 class Survey:
-    """Counts are of the sample. Widths, heights and bytes are the 5th, 50th and 95th percentile."""
+    """Counts are of the sample. Widths, heights and bytes are the 5th, 50th and 95th percentile.
+
+    A folder has `classes`, and None for `shards`; of tar shards the labels are not read, and it is the other way.
+    """
 
     images: int
-    classes: int
+    classes: int | None
+    shards: int | None
     sampled: int
     formats: dict[str, int]
     progressive: int
@@ -48,7 +53,7 @@ def survey(files: Files, progress: Progress) -> Survey:
         try:
             data, size = files.start(int(index), _START)
             header = read_header(data) or read_header(files.read(int(index)))
-        except OSError:
+        except (OSError, VitRsError):
             header = None
         if header is None:
             unreadable += 1
@@ -59,6 +64,7 @@ def survey(files: Files, progress: Progress) -> Survey:
     return Survey(
         images=len(files),
         classes=files.class_count,
+        shards=files.shard_count,
         sampled=len(chosen),
         formats=dict(Counter(header.format for header in headers).most_common()),
         progressive=sum(header.progressive and header.format == "JPEG" for header in headers),

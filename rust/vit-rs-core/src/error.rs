@@ -1,5 +1,6 @@
 //! The one error type of the engine. Messages say what was wrong, where, and what was expected.
 
+use std::any::Any;
 use std::path::PathBuf;
 
 /// What can go wrong in the engine.
@@ -70,6 +71,14 @@ impl Error {
     /// An [`Error::Sample`] that does not know its sample yet.
     pub fn sample(reason: impl Into<String>) -> Self {
         Self::Sample { name: None, reason: reason.into() }
+    }
+
+    /// An [`Error::Panic`] with the text of a panic that was caught.
+    #[must_use]
+    pub fn panic(caught: &(dyn Any + Send)) -> Self {
+        let text = caught.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| caught.downcast_ref::<String>().cloned());
+        Self::Panic(text.unwrap_or_else(|| "panic".to_owned()))
     }
 
     /// Whether one sample is to blame, and another one could take its place.

@@ -3,7 +3,6 @@
 //! Threads take (batch, position) tasks from one queue and write each sample into its part of the batch's slot. What is
 //! in a batch depends on the pipeline and the order asked for, never on which thread did what when.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,11 +17,9 @@ use crate::rng::EpochKey;
 use crate::slot::{Part, Parts, Pool, Slot};
 use crate::statistics::{Record, Stats, Tally, nanoseconds};
 
-/// More batches than any consumer needs ahead of it.
+/// More batches ahead of its consumer, and more threads, than any machine can use.
 const MOST_PREFETCHED: usize = 1 << 16;
-
-/// More threads than any machine has CPUs for.
-const MOST_THREADS: usize = 4096;
+const MOST_THREADS: usize = 1 << 12;
 
 /// How many stand-ins are tried before a sample counts as lost.
 const SUBSTITUTES: usize = 16;
@@ -235,7 +232,7 @@ impl Shared {
     /// A thread's life: until the loader closes.
     fn run(&self) {
         while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work_off())) {
-            self.fail(&mut self.lock(), Error::Panic(panic_text(&*panic)));
+            self.fail(&mut self.lock(), Error::panic(&*panic));
         }
     }
 
@@ -262,7 +259,7 @@ impl Shared {
                     Ok(Err(error)) => failures.push(Failure { place, error, substituted: false }),
                     Err(panic) => {
                         tools = Tools::default();
-                        let error = Error::Panic(panic_text(&*panic));
+                        let error = Error::panic(&*panic);
                         failures.push(Failure { place, error, substituted: false });
                     }
                 }
@@ -322,11 +319,6 @@ impl Shared {
         }
         Err(error)
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".to_owned())
 }
 
 /// A pool of threads that makes batches. Threads start with the first batch and live until the loader is closed.
