@@ -70,7 +70,7 @@ class ImageLoader:
         batch_size: samples in a batch; below 2**63.
         shuffle: draw a new order each epoch.
         seed: of the order and of every augmentation; 0 <= seed < 2**64.
-        num_threads: decoding threads, at most 2**16; None = the CPUs that this process may use, divided by torchrun's
+        num_threads: decoding threads, at most 4096; None = the CPUs that this process may use, divided by torchrun's
             LOCAL_WORLD_SIZE.
         drop_last: leave out a last batch that is not full.
         dtype: type of the images; None = the transform's. float16 and bfloat16 are rounded once, from float32.

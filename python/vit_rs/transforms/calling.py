@@ -46,7 +46,7 @@ def call(transform: Transform, image: Any) -> Any:
         return _call_on_tensor(transform, image)
     if isinstance(image, (bytes, bytearray, memoryview)):
         engine = _engine(transform, "NCHW", "torch")
-        return engine.results(engine.transformer.encoded(bytes(image), _seed(), None), _tensor)
+        return engine.results(engine.transformer.encoded(bytes(image), _seed()), _tensor)
     if isinstance(image, np.ndarray):
         engine = _engine(transform, "NHWC", "torch")
         made = engine.transformer.pixels(_pixels(image, image.shape), _seed())

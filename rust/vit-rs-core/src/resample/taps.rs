@@ -87,6 +87,14 @@ pub struct Axis {
     pub scale: Option<f64>,
 }
 
+impl Axis {
+    /// That of an image's resize in torch and Pillow.
+    #[must_use]
+    pub fn antialiased(input: usize, output: usize, filter: Filter) -> Self {
+        Self { input, output, filter, antialias: true, align_corners: false, scale: None }
+    }
+}
+
 /// The rows of one interpolation matrix: row `i` is a run of weights that starts at input sample `first`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Taps {

@@ -7,7 +7,6 @@ mod geometry;
 mod policy;
 mod values;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use numpy::{PyReadonlyArray3, PyUntypedArrayMethods};
@@ -208,12 +207,8 @@ impl Transformer {
         &self,
         data: &Bound<'py, PyBytes>,
         seed: u64,
-        name: Option<PathBuf>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        self.run(data.py(), Image::Encoded(data.as_bytes()), seed).map_err(|error| match &name {
-            Some(name) => to_py(error.named(name.display().to_string())),
-            None => to_py(error),
-        })?
+        self.run(data.py(), Image::Encoded(data.as_bytes()), seed)
     }
 
     /// Transforms u8 pixels (H, W, C) whose rows are contiguous: an array for each view.
@@ -228,7 +223,7 @@ impl Transformer {
         let bytes = pixels.as_slice()?;
         let view = ImageView::new(bytes, Size::new(height, width), channels, width * channels);
         let image = Image::Pixels(view.map_err(to_py)?);
-        self.run(pixels.py(), image, seed).map_err(to_py)?
+        self.run(pixels.py(), image, seed)
     }
 
     /// Transforms contiguous u8 planes (C, H, W): an array for each view.
@@ -242,24 +237,22 @@ impl Transformer {
         };
         let size = Size::new(height, width);
         let image = Image::Planes { values: planes.as_slice()?, size, channels };
-        self.run(planes.py(), image, seed).map_err(to_py)?
+        self.run(planes.py(), image, seed)
     }
 }
 
 impl Transformer {
-    #[allow(clippy::type_complexity)]
     fn run<'py>(
         &self,
         py: Python<'py>,
         image: Image<'_>,
         seed: u64,
-    ) -> vit_rs_core::error::Result<PyResult<Vec<Bound<'py, PyAny>>>> {
-        let room = |bytes| Memory::buffer(bytes);
-        let made = py.detach(|| self.0.run(image, EpochKey::new(seed, 0), room))?;
-        let arrays = made.into_iter().map(|(buffer, emit)| {
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let run = || self.0.run(image, EpochKey::new(seed, 0), Memory::buffer);
+        let arrays = py.detach(run).map_err(to_py)?.into_iter().map(|(buffer, emit)| {
             Memory::from(buffer).into_values(py, emit.dtype(), &emit.shape())
         });
-        Ok(arrays.collect())
+        arrays.collect()
     }
 }
 

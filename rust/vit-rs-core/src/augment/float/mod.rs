@@ -98,14 +98,7 @@ fn resize(
     filter: Filter,
     target: &mut ImageBuf<f32>,
 ) -> Result<()> {
-    let axis = |input, output| Axis {
-        input,
-        output,
-        filter,
-        antialias: true,
-        align_corners: false,
-        scale: None,
-    };
+    let axis = |input, output| Axis::antialiased(input, output, filter);
     let (from, channels) = (source.size(), source.channels());
     let vertical = taps(&axis(from.height, size.height))?;
     let horizontal = taps(&axis(from.width, size.width))?;

@@ -67,14 +67,7 @@ impl Resizer {
         if !matches!(channels, 1 | 3 | 4) {
             return Err(Error::argument(format!("images have 1, 3 or 4 channels, got {channels}")));
         }
-        let axis = |input, output| Axis {
-            input,
-            output,
-            filter,
-            antialias: true,
-            align_corners: false,
-            scale: None,
-        };
+        let axis = |input, output| Axis::antialiased(input, output, filter);
         let (narrowed, flattened) = (size.width != from.width, size.height != from.height);
         if narrowed {
             self.horizontal.prepare(self.level, axis(from.width, size.width), rounding)?;
