@@ -68,7 +68,7 @@ def _rows(loader: ImageLoader, core: Loader, epoch: int, first: int | None) -> I
     slots = core.memory[0][1]
     yield "memory", f"{byte_text(size)} a batch; {slots} are kept for reuse, {byte_text(kept)}"
     yield "cost", _cost(loader)
-    yield from _example(core, epoch, first, [chain.view for chain in chains])
+    yield from _example(core, loader.seed, epoch, first, [chain.view for chain in chains])
 
 
 def _source(source: Any) -> str:
@@ -149,12 +149,12 @@ def _cost(loader: ImageLoader) -> str:
     return f"{times} us of thread time an image, in {stats.images:,} images of epoch {stats.epoch}"
 
 
-def _example(core: Loader, epoch: int, first: int | None, views: list[int]) -> Iterator[Row]:
+def _example(core: Loader, seed: int, epoch: int, first: int | None, views: list[int]) -> Iterator[Row]:
     if first is None:
         yield "example", "none: the epoch has no sample that could be read now"
         return
     try:
-        name, (height, width), plans = core.describe(epoch, first, first)
+        name, (height, width), plans = core.describe(first, first, seed=seed, epoch=epoch)
     except (VitRsError, OSError, ValueError) as error:
         yield "example", f"none: {error}"
         return

@@ -164,7 +164,6 @@ class ImageLoader:
             batch_size=self.batch_size,
             num_threads=self.num_threads,
             prefetch=self.prefetch,
-            seed=self.seed,
             max_pixels=self.max_pixels,
             exif=exif,
             fast=decode == "fast",
@@ -209,7 +208,9 @@ class ImageLoader:
         self._iteration += 1
         if self._feeder is not None:
             self._feeder.forget()
-        self._loader.start(self._order(), None, epoch=self._epoch, drop_last=self.drop_last, first=0)
+        self._loader.start(seed=self.seed, epoch=self._epoch)
+        self._loader.push(self._order(), batch_size=self.batch_size, drop_last=self.drop_last)
+        self._loader.end()
         if self._feeder is not None:
             self._feeder.start()
         return self._batches(self._iteration)
@@ -262,7 +263,7 @@ class ImageLoader:
 
     def _order(self) -> Index:
         shuffle = self.shuffle
-        order = self._loader.permutation(self._epoch) if shuffle else np.arange(self._samples, dtype=np.uint64)
+        order = self._loader.permutation(self.seed, self._epoch) if shuffle else np.arange(self._samples, dtype=np.uint64)
         return share(order, self._consumed, rank=self.rank, world_size=self.world_size, drop_last=self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:

@@ -100,6 +100,18 @@ impl Output {
     pub fn emit(&self, size: Size, channels: usize) -> Result<Emit> {
         Emit::new(size, channels, self.layout, self.dtype, &self.values)
     }
+
+    /// Whether there are images that can be written so.
+    ///
+    /// # Errors
+    /// What [`Emit::new`] says, beside a patch that does not divide an image.
+    pub fn check(&self, channels: usize) -> Result<()> {
+        let size = match self.layout {
+            Layout::Patches { patch, .. } => patch,
+            Layout::Nchw | Layout::Nhwc => Size::new(1, 1),
+        };
+        self.emit(size, channels).map(drop)
+    }
 }
 
 /// Writes finished images of one size into batches.

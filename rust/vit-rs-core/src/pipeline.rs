@@ -8,11 +8,12 @@ use crate::augment::float::FloatCanvas;
 use crate::augment::plan::{Kernels, Plan, Split, Step};
 use crate::augment::spec::Spec;
 use crate::decode::{Decoder, Header, Orientation, Scale};
-use crate::emit::Emit;
+use crate::emit::{Emit, Output};
 use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView, Pixels, Rect, Size};
+use crate::memory::Recycler;
 use crate::rng::EpochKey;
-use crate::slot::Part;
+use crate::slot::{Part, Slot};
 use crate::source::{Fetched, Item, Source};
 use crate::statistics::{Tally, nanoseconds};
 
@@ -33,7 +34,86 @@ pub struct View {
     /// What is drawn for it.
     pub spec: Spec,
     /// How it is written.
-    pub emit: Emit,
+    pub form: Form,
+}
+
+/// How the images of a view are written.
+#[derive(Clone, Debug)]
+pub enum Form {
+    /// All of one size, one after another in their batch's memory.
+    Fixed(Emit),
+    /// Each of its own size, in memory of its own.
+    Ragged(Output),
+}
+
+impl Form {
+    /// What 8-bit values are multiplied by where they become floats.
+    fn unit(&self) -> f32 {
+        match self {
+            Self::Fixed(emit) => emit.unit(),
+            Self::Ragged(output) => output.values.unit(),
+        }
+    }
+}
+
+impl View {
+    /// Bytes of one image in the memory of its batch.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.form {
+            Form::Fixed(emit) => emit.bytes(),
+            Form::Ragged(_) => 0,
+        }
+    }
+}
+
+/// A finished image in memory of its own.
+#[derive(Debug)]
+pub struct Single {
+    /// The image is at its start.
+    pub memory: Slot,
+    /// The image's dimensions.
+    pub shape: Vec<usize>,
+}
+
+/// Where one view of a sample goes.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// A part of the batch's memory.
+    Part(Part),
+    /// Memory of its own, from here.
+    Own(Arc<Recycler>, Option<Single>),
+}
+
+impl Place {
+    /// What was written into memory of its own.
+    pub(crate) fn into_single(self) -> Option<Single> {
+        match self {
+            Self::Part(_) => None,
+            Self::Own(_, single) => single,
+        }
+    }
+
+    fn write(
+        &mut self,
+        form: &Form,
+        emit: &mut Option<Emit>,
+        finished: Pixels<'_>,
+        split: &Split<'_>,
+    ) -> Result<()> {
+        match (self, form) {
+            (Self::Part(part), Form::Fixed(emit)) => write(emit, finished, split, part.bytes_mut()),
+            (Self::Own(home, single), Form::Ragged(output)) => {
+                let emit = emit_for(emit, output, finished.size(), finished.channels())?;
+                let mut memory = Slot::recycled(home, emit.bytes())?;
+                let bytes = memory.bytes_mut().get_mut(..emit.bytes());
+                write(emit, finished, split, bytes.ok_or(Error::Memory(emit.bytes()))?)?;
+                *single = Some(Single { memory, shape: emit.shape() });
+                Ok(())
+            }
+            _ => Err(Error::Panic("a view has the other form's memory".to_owned())),
+        }
+    }
 }
 
 /// How files are decoded.
@@ -71,8 +151,6 @@ pub struct Pipeline {
     pub subset: Option<Vec<u64>>,
     /// What is made of each: one batch tensor a view.
     pub views: Vec<View>,
-    /// First part of every sample's key.
-    pub seed: u64,
     /// How files are decoded.
     pub decoding: Decoding,
     /// What becomes of errors.
@@ -96,6 +174,8 @@ pub(crate) struct Tools {
     pub(crate) canvases: Canvases,
     pub(crate) turned: ImageBuf,
     file: Vec<u8>,
+    /// What wrote each view the last time, where sizes differ.
+    emits: Vec<Option<Emit>>,
 }
 
 /// Memory for the pixels of both kinds.
@@ -138,6 +218,22 @@ pub(crate) fn write(
     Ok(())
 }
 
+/// The last one again, if it is for such images.
+pub(crate) fn emit_for<'a>(
+    last: &'a mut Option<Emit>,
+    output: &Output,
+    size: Size,
+    channels: usize,
+) -> Result<&'a Emit> {
+    if last.as_ref().is_none_or(|emit| emit.size() != size || emit.channels() != channels) {
+        *last = None;
+    }
+    match last {
+        Some(emit) => Ok(emit),
+        none => Ok(none.insert(output.emit(size, channels)?)),
+    }
+}
+
 impl Pipeline {
     /// Number of samples that are used.
     #[must_use]
@@ -167,8 +263,7 @@ impl Pipeline {
 
     /// A shuffled order of all positions: that of this epoch.
     #[must_use]
-    pub fn permutation(&self, epoch: u64) -> Vec<u64> {
-        let key = EpochKey::new(self.seed, epoch);
+    pub fn permutation(&self, key: EpochKey) -> Vec<u64> {
         let Some(blocks) = self.source.blocks() else { return key.permutation(self.len()) };
         let Some(subset) = &self.subset else { return key.permutation_of_blocks(&blocks) };
         let block = |&index: &u64| blocks.get(index as usize).copied().unwrap_or_default();
@@ -185,14 +280,18 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error`] when it cannot be read, or when no plan can be drawn for its size.
-    pub fn plans(&self, epoch: u64, position: u64, draw: u64) -> Result<(String, Size, Vec<Plan>)> {
+    pub fn plans(
+        &self,
+        key: EpochKey,
+        position: u64,
+        draw: u64,
+    ) -> Result<(String, Size, Vec<Plan>)> {
         let index = self.index(position)?;
         let name = self.source.name(index);
         let plans = || {
             let mut file = Vec::new();
             let item = self.source.item(index, &mut file)?;
             let size = self.decoding.open(&mut Decoder::default(), item)?.frame.size();
-            let key = EpochKey::new(self.seed, epoch);
             let plan = |(number, view): (u16, &View)| view.spec.plan(size, key, draw, number);
             Ok((size, (0..).zip(&self.views).map(plan).collect::<Result<Vec<_>>>()?))
         };
@@ -208,7 +307,7 @@ impl Pipeline {
         key: EpochKey,
         (position, ticket): (u64, u64),
         draw: u64,
-        places: &mut [Part],
+        places: &mut [Place],
         tally: &mut Tally,
     ) -> Result<Option<i64>> {
         let index = self.index(position)?;
@@ -219,7 +318,8 @@ impl Pipeline {
             *stage += nanoseconds(clock, now);
             clock = now;
         };
-        let Tools { decoder, canvases, turned, file } = &mut *tools;
+        let Tools { decoder, canvases, turned, file, emits } = &mut *tools;
+        emits.resize(self.views.len(), None);
         let work = || {
             let Fetched { item, label } = self.source.fetch(index, ticket, file)?;
             lap(&mut tally.read);
@@ -231,12 +331,13 @@ impl Pipeline {
             let prepared = prepare(decoder, turned, item, self.decoding, specs, key, draw)?;
             largest = largest.max(prepared.most_pixels());
             lap(&mut tally.decode);
-            for ((view, plan), place) in self.views.iter().zip(&prepared.plans).zip(places) {
+            let views = self.views.iter().zip(&prepared.plans).zip(places).zip(emits);
+            for (((view, plan), place), emit) in views {
                 let split = plan.split();
                 let source = prepared.part(split.region)?;
-                let finished = canvases.apply(source, plan.kernels, &split, view.emit.unit())?;
+                let finished = canvases.apply(source, plan.kernels, &split, view.form.unit())?;
                 lap(&mut tally.augment);
-                write(&view.emit, finished, &split, place.bytes_mut())?;
+                place.write(&view.form, emit, finished, &split)?;
                 lap(&mut tally.emit);
             }
             tally.images += 1;

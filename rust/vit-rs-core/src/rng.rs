@@ -28,7 +28,8 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// View number of the streams that do not belong to a sample: the order of an epoch, substitutes for bad files.
+/// View number of the streams that do not belong to a view. Its operations are 0: the order of an epoch, 1: substitutes
+/// for bad files, 2 and 3: the order of blocks and of the samples in one, 4: seeds of others' generators.
 const RESERVED_VIEW: u16 = u16::MAX;
 
 /// The key of one epoch: what (seed, epoch) contribute to every number drawn in it.
@@ -62,6 +63,16 @@ impl EpochKey {
     #[must_use]
     pub fn substitutes(self, draw: u64) -> Stream {
         self.stream(draw, RESERVED_VIEW, 1)
+    }
+
+    /// Seed number `number` of draw `draw`, for generators that are not ours: no number that a view, an order or a
+    /// substitute is made from.
+    #[must_use]
+    pub fn seed(self, draw: u64, number: u32) -> u64 {
+        let mut stream = self.stream(draw, RESERVED_VIEW, 4);
+        // Each has a block of its own.
+        stream.counter[0] = number;
+        stream.next_u64()
     }
 
     /// A uniformly drawn permutation of `0..len`: the order of this epoch.

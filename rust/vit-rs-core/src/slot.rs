@@ -1,72 +1,172 @@
 //! Batch memory: aligned, reused, written by many threads at once, returned when its last owner lets go.
 #![allow(unsafe_code)]
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::any::Any;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
-use crate::memory::Buffer;
+use crate::memory::{Buffer, Recycler};
 
-/// Buffers of one size. A buffer that comes back is kept for the next batch, up to `keep` of them.
+/// Buffers of one size, that of the largest batch up to now. A buffer that comes back is kept for the next batch, up to
+/// `keep` of them; smaller ones are let go.
 #[derive(Debug)]
 pub struct Pool {
-    free: Mutex<Vec<Arc<Buffer>>>,
-    bytes: usize,
+    kept: Mutex<Kept>,
     keep: usize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// Of each buffer.
+    bytes: usize,
+    free: Vec<Buffer>,
 }
 
 impl Pool {
     /// A pool of buffers of `bytes` bytes, aligned to 64.
     #[must_use]
     pub fn new(bytes: usize, keep: usize) -> Arc<Self> {
-        Arc::new(Self { free: Mutex::default(), bytes, keep })
+        Arc::new(Self { kept: Mutex::new(Kept { bytes, free: Vec::new() }), keep })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of one buffer, and how many are kept.
     #[must_use]
     pub fn memory(&self) -> (usize, usize) {
-        (self.bytes, self.keep)
+        (self.lock().bytes, self.keep)
     }
 
-    /// A free buffer, or a new one when all are in use: nothing ever waits for a user to let go of a batch. Its content
-    /// is unspecified.
+    /// A free buffer of at least `bytes` bytes, or a new one when all are in use: nothing ever waits for a user to let
+    /// go of a batch. Its content is unspecified. All buffers are as large from now on.
     ///
     /// # Errors
     /// [`Error::Memory`](crate::error::Error::Memory) when there is none.
-    pub fn take(self: &Arc<Self>) -> Result<Slot> {
-        let reused = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let buffer = match reused {
-            Some(buffer) => buffer,
-            None => Arc::new(Buffer::new(self.bytes)?),
+    pub fn take(self: &Arc<Self>, bytes: usize) -> Result<Slot> {
+        let (size, free) = {
+            let mut kept = self.lock();
+            let size = kept.bytes.max(bytes);
+            (size, if size == kept.bytes { kept.free.pop() } else { None })
         };
-        Ok(Slot { buffer, pool: Arc::clone(self) })
+        let buffer = match free {
+            Some(buffer) => buffer,
+            None => Buffer::new(size)?,
+        };
+        // Once it is sure that there is memory for such batches.
+        let mut kept = self.lock();
+        if size > kept.bytes {
+            kept.bytes = size;
+            kept.free.clear();
+        }
+        drop(kept);
+        Ok(Slot::of(buffer, Home::Pool(Arc::clone(self))))
+    }
+
+    fn give_back(&self, buffer: Buffer) {
+        let mut kept = self.lock();
+        if buffer.len() == kept.bytes && kept.free.len() < self.keep {
+            kept.free.push(buffer);
+        }
     }
 }
 
-/// One batch's memory. Goes back to its pool when dropped, on whatever thread.
+/// The memory of a batch, or of one image. Goes back to where it came from when dropped, on whatever thread.
 #[derive(Debug)]
 pub struct Slot {
-    /// Shared with nobody: the pool's list and a Slot have it by turns.
-    buffer: Arc<Buffer>,
-    pool: Arc<Pool>,
+    start: NonNull<u8>,
+    bytes: usize,
+    /// None only while it is dropped or taken apart.
+    owner: Option<Owner>,
 }
 
+#[derive(Debug)]
+enum Owner {
+    Ours(Buffer, Home),
+    Foreign(Box<dyn Any + Send + Sync>),
+}
+
+/// Where a buffer goes that is not needed any more.
+#[derive(Debug)]
+enum Home {
+    Pool(Arc<Pool>),
+    Recycler(Arc<Recycler>),
+}
+
+// SAFETY: a Slot owns its memory, directly or through an owner that may be sent itself; it reads and writes it only
+// through `&mut self`.
+unsafe impl Send for Slot {}
+// SAFETY: as above.
+unsafe impl Sync for Slot {}
+
 impl Slot {
-    /// The buffer's length in bytes.
+    fn of(mut buffer: Buffer, home: Home) -> Self {
+        let bytes = buffer.len();
+        let start = NonNull::from(buffer.as_mut_slice()).cast();
+        Self { start, bytes, owner: Some(Owner::Ours(buffer, home)) }
+    }
+
+    /// At least `bytes` bytes from a recycler, to which they return. Their content is unspecified.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::error::Error::Memory) when there are none.
+    pub fn recycled(home: &Arc<Recycler>, bytes: usize) -> Result<Self> {
+        Ok(Self::of(home.take(bytes)?, Home::Recycler(Arc::clone(home))))
+    }
+
+    /// Memory that somebody else owns; `owner` is kept until the slot is dropped.
+    ///
+    /// # Safety
+    /// From `start` on there must be `bytes` initialised bytes that stay where they are as long as `owner` lives, and
+    /// that nobody else reads or writes before the slot is dropped or handed over.
+    #[must_use]
+    pub unsafe fn foreign(
+        start: NonNull<u8>,
+        bytes: usize,
+        owner: Box<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self { start, bytes, owner: Some(Owner::Foreign(owner)) }
+    }
+
+    /// The owner of foreign memory.
+    ///
+    /// # Errors
+    /// The slot itself, where the memory is our own.
+    pub fn into_owner(mut self) -> std::result::Result<Box<dyn Any + Send + Sync>, Self> {
+        match self.owner.take() {
+            Some(Owner::Foreign(owner)) => Ok(owner),
+            ours => {
+                self.owner = ours;
+                Err(self)
+            }
+        }
+    }
+
+    /// The memory's length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.pool.bytes
+        self.bytes
     }
 
-    /// Whether the buffer has no bytes.
+    /// Whether there are no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.pool.bytes == 0
+        self.bytes == 0
     }
 
-    /// The buffer's start, for an owner that lends the memory to foreign code.
+    /// The memory's start, for an owner that lends it to foreign code.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
-        self.buffer.as_ptr()
+        self.start.as_ptr()
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: every byte is initialised, and `&mut self` means that nobody else reaches them.
+        unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.bytes) }
     }
 
     /// Hands the buffer out in parts of `bytes` bytes, each to one writer.
@@ -77,9 +177,7 @@ impl Slot {
 
     /// Moves part `from` of the parts of `bytes` bytes to place `to`.
     pub fn move_part(&mut self, from: usize, to: usize, bytes: usize) {
-        // SAFETY: every byte is initialised, and `&mut self` means that nobody else reaches them.
-        let whole = unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.pool.bytes) };
-        whole.copy_within(from * bytes..(from + 1) * bytes, to * bytes);
+        self.bytes_mut().copy_within(from * bytes..(from + 1) * bytes, to * bytes);
     }
 }
 
@@ -129,9 +227,10 @@ impl Part {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < self.pool.keep {
-            free.push(Arc::clone(&self.buffer));
+        match self.owner.take() {
+            Some(Owner::Ours(buffer, Home::Pool(pool))) => pool.give_back(buffer),
+            Some(Owner::Ours(buffer, Home::Recycler(recycler))) => recycler.give_back(buffer),
+            Some(Owner::Foreign(_)) | None => {}
         }
     }
 }
@@ -144,19 +243,76 @@ mod tests {
     #[test]
     fn buffers_are_aligned_and_reused() {
         let pool = Pool::new(100, 1);
-        let (first, second) = (pool.take().unwrap(), pool.take().unwrap());
+        let (first, second) = (pool.take(10).unwrap(), pool.take(100).unwrap());
         let address = first.as_ptr();
         assert_eq!(address.align_offset(64), 0);
         assert_eq!(first.len(), 100);
         drop(first);
         drop(second);
-        assert_eq!(pool.free.lock().unwrap().len(), 1);
-        assert_eq!(pool.take().unwrap().as_ptr(), address);
+        assert_eq!(pool.lock().free.len(), 1);
+        assert_eq!(pool.take(100).unwrap().as_ptr(), address);
+    }
+
+    #[test]
+    fn a_larger_batch_makes_all_larger() {
+        let pool = Pool::new(100, 2);
+        let small = pool.take(100).unwrap();
+        drop(pool.take(100).unwrap());
+        let large = pool.take(150).unwrap();
+        assert_eq!((large.len(), pool.memory()), (150, (150, 2)));
+        assert_eq!(pool.lock().free.len(), 0);
+        drop(small);
+        drop(large);
+        assert_eq!(pool.lock().free.len(), 1);
+        assert_eq!(pool.take(100).unwrap().len(), 150);
+        // What cannot be had leaves the pool as it is.
+        assert!(pool.take(usize::MAX).is_err());
+        assert_eq!((pool.memory(), pool.lock().free.len()), ((150, 2), 1));
+    }
+
+    #[test]
+    fn foreign_memory_lives_until_the_last_part_is_gone() {
+        let mut vector = vec![0_u8; 128];
+        let start = NonNull::from(vector.as_mut_slice()).cast();
+        let owner = Arc::new(vector);
+        // SAFETY: the vector has 128 bytes, and is owned by the slot and by a test that looks at it when it is gone.
+        let slot = unsafe { Slot::foreign(start, 128, Box::new(Arc::clone(&owner))) };
+        let mut parts = slot.split(64);
+        let (mut first, second) = (parts.hand_out().unwrap(), parts.hand_out());
+        drop(parts);
+        assert_eq!(Arc::strong_count(&owner), 2);
+        first.bytes_mut().fill(9);
+        drop(second);
+        assert_eq!(Arc::strong_count(&owner), 2);
+        drop(first);
+        assert_eq!(Arc::strong_count(&owner), 1);
+        assert_eq!((owner[63], owner[64]), (9, 0));
+    }
+
+    #[test]
+    fn only_foreign_memory_has_an_owner() {
+        let slot = Pool::new(64, 1).take(64).unwrap();
+        assert_eq!(slot.into_owner().unwrap_err().len(), 64);
+        let mut vector = vec![7_u8];
+        let start = NonNull::from(vector.as_mut_slice()).cast();
+        // SAFETY: the vector has one byte, which stays where it is.
+        let slot = unsafe { Slot::foreign(start, 1, Box::new(vector)) };
+        assert_eq!(slot.into_owner().unwrap().downcast_ref(), Some(&vec![7_u8]));
+    }
+
+    #[test]
+    fn recycled_memory_returns() {
+        let home = Arc::new(Recycler::new(1000));
+        let mut slot = Slot::recycled(&home, 100).unwrap();
+        slot.bytes_mut().fill(1);
+        let address = slot.as_ptr();
+        drop(slot);
+        assert_eq!(Slot::recycled(&home, 90).unwrap().as_ptr(), address);
     }
 
     #[test]
     fn threads_write_disjoint_parts() {
-        let mut parts = Pool::new(64 * 100 + 3, 1).take().unwrap().split(64);
+        let mut parts = Pool::new(64 * 100 + 3, 1).take(6400).unwrap().split(64);
         std::thread::scope(|scope| {
             for number in 0..100u8 {
                 let mut part = parts.hand_out().unwrap();
@@ -178,10 +334,10 @@ mod tests {
     #[test]
     fn a_buffer_is_whole_only_without_parts() {
         let pool = Pool::new(64, 1);
-        let mut parts = pool.take().unwrap().split(64);
+        let mut parts = pool.take(64).unwrap().split(64);
         let part = parts.hand_out();
         assert!(parts.finish().is_none());
         drop(part);
-        assert_eq!(pool.free.lock().unwrap().len(), 1);
+        assert_eq!(pool.lock().free.len(), 1);
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView, Size};
 use crate::line::interleave;
 use crate::memory::Buffer;
-use crate::pipeline::{Decoding, KEPT, Tools, prepare, write};
+use crate::pipeline::{Decoding, KEPT, Tools, emit_for, prepare, write};
 use crate::rng::EpochKey;
 use crate::simd::Level;
 use crate::source::Item;
@@ -139,20 +139,4 @@ fn interleaved<'a>(
         interleave(level, channels, plane, row);
     }
     packed.view()
-}
-
-/// The last one again, if it is for such images.
-fn emit_for<'a>(
-    last: &'a mut Option<Emit>,
-    output: &Output,
-    size: Size,
-    channels: usize,
-) -> Result<&'a Emit> {
-    if last.as_ref().is_none_or(|emit| emit.size() != size || emit.channels() != channels) {
-        *last = None;
-    }
-    match last {
-        Some(emit) => Ok(emit),
-        none => Ok(none.insert(output.emit(size, channels)?)),
-    }
 }

@@ -9,8 +9,8 @@ use vit_rs_core::augment::spec::Spec;
 use vit_rs_core::emit::{Dtype, Emit, Layout, Values};
 use vit_rs_core::error::{Error, Result};
 use vit_rs_core::image::{ImageView, Size};
-use vit_rs_core::loader::{Batch, Loader, Next, Order};
-use vit_rs_core::pipeline::{Decoding, OnError, Pipeline, View};
+use vit_rs_core::loader::{Batch, Images, Loader, Next, Order};
+use vit_rs_core::pipeline::{Decoding, Form, OnError, Pipeline, View};
 use vit_rs_core::source::{Item, Source};
 
 /// Image `i` is one pixel of value `i`; multiples of `bad` cannot be read, and `panics` is a bug.
@@ -59,42 +59,56 @@ fn loader(bad: usize, panics: usize, on_error: OnError, threads: usize) -> Loade
     let pipeline = Pipeline {
         source,
         subset: None,
-        views: vec![View {
-            spec: Spec::default(),
-            emit: Emit::new(Size::new(1, 1), 1, Layout::Nchw, Dtype::U8, &Values::Raw).unwrap(),
-        }],
-        seed: 1,
+        views: vec![View { spec: Spec::default(), form: Form::Fixed(raw()) }],
         decoding: Decoding { max_pixels: 100, exif: false, fast: false },
         on_error,
     };
     Loader::new(pipeline, 8, threads, 3).unwrap()
 }
 
-fn order(positions: std::ops::Range<u64>) -> Order {
-    Order { epoch: 0, positions: positions.collect(), draws: None, drop_last: false }
+/// The one pixel as it is.
+fn raw() -> Emit {
+    Emit::new(Size::new(1, 1), 1, Layout::Nchw, Dtype::U8, &Values::Raw).unwrap()
+}
+
+fn order(positions: impl IntoIterator<Item = u64>, batch_size: Option<usize>) -> Order {
+    Order { positions: positions.into_iter().collect(), draws: None, batch_size, drop_last: false }
+}
+
+/// An epoch of these positions, in batches of 8.
+fn start(loader: &Loader, positions: std::ops::Range<u64>) {
+    loader.start(1, 0).unwrap();
+    loader.push(order(positions, Some(8)), None).unwrap();
+    loader.end().unwrap();
 }
 
 fn wait(loader: &Loader) -> Result<Option<Batch>> {
     loop {
         match loader.next(Duration::from_secs(5))? {
             Next::Pending => {}
+            Next::Idle => panic!("nothing to wait for"),
             Next::End => return Ok(None),
             Next::Batch(batch) => return Ok(Some(batch)),
         }
     }
 }
 
-fn values(mut batch: Batch) -> Vec<u64> {
-    let len = batch.positions.len();
-    let mut parts = batch.slots.pop().unwrap().split(1);
-    (0..len).map(|_| u64::from(parts.hand_out().unwrap().bytes_mut()[0])).collect()
+/// The pixels of its samples.
+fn values(batch: Batch) -> Vec<u64> {
+    let values: Vec<u8> = match batch.images {
+        Images::Fixed(mut slots) => slots[0].bytes_mut()[..batch.positions.len()].to_vec(),
+        Images::Ragged(images) => {
+            images.into_iter().map(|mut views| views[0].memory.bytes_mut()[0]).collect()
+        }
+    };
+    values.into_iter().map(u64::from).collect()
 }
 
 #[test]
 fn batches_come_in_order() {
     for threads in [1, 2, 7] {
         let loader = loader(NEVER, NEVER, OnError::Raise, threads);
-        loader.start(order(0..100), 0).unwrap();
+        start(&loader, 0..100);
         let mut seen = Vec::new();
         while let Some(batch) = wait(&loader).unwrap() {
             assert!(batch.positions.len() == 8 || seen.len() == 96);
@@ -107,7 +121,7 @@ fn batches_come_in_order() {
         assert!(stats.wait <= stats.wall && stats.ready_time <= 3 * stats.wall);
         assert!(stats.tally.read <= stats.busy && stats.busy <= threads as u64 * stats.wall);
         assert_eq!(stats, loader.stats().unwrap(), "an ended epoch's figures stand still");
-        loader.start(order(0..100), 12).unwrap();
+        start(&loader, 96..100);
         assert_eq!(values(wait(&loader).unwrap().unwrap()), [96, 97, 98, 99]);
         assert!(wait(&loader).unwrap().is_none());
         assert_eq!(loader.stats().unwrap().delivered, 4, "each epoch counts anew");
@@ -118,9 +132,9 @@ fn batches_come_in_order() {
 fn an_abandoned_epoch_leaves_nothing_behind() {
     let loader = loader(NEVER, NEVER, OnError::Raise, 4);
     for _ in 0..20 {
-        loader.start(order(0..200), 0).unwrap();
+        start(&loader, 0..200);
         assert_eq!(values(wait(&loader).unwrap().unwrap()), [0, 1, 2, 3, 4, 5, 6, 7]);
-        loader.start(order(100..110), 0).unwrap();
+        start(&loader, 100..110);
         assert_eq!(values(wait(&loader).unwrap().unwrap()), (100..108).collect::<Vec<_>>());
         assert_eq!(values(wait(&loader).unwrap().unwrap()), [108, 109]);
         assert!(wait(&loader).unwrap().is_none());
@@ -130,7 +144,7 @@ fn an_abandoned_epoch_leaves_nothing_behind() {
 #[test]
 fn errors_belong_to_their_batch() {
     let loader = loader(20, NEVER, OnError::Raise, 3);
-    loader.start(order(1..33), 0).unwrap();
+    start(&loader, 1..33);
     assert_eq!(values(wait(&loader).unwrap().unwrap()), (1..9).collect::<Vec<_>>());
     assert_eq!(values(wait(&loader).unwrap().unwrap()), (9..17).collect::<Vec<_>>());
     assert_eq!(wait(&loader).unwrap_err().to_string(), "number 20: a planted error");
@@ -142,7 +156,7 @@ fn errors_belong_to_their_batch() {
 #[test]
 fn skipped_samples_close_up_and_are_listed() {
     let loader = loader(3, NEVER, OnError::Skip, 3);
-    loader.start(order(0..16), 0).unwrap();
+    start(&loader, 0..16);
     assert_eq!(values(wait(&loader).unwrap().unwrap()), [1, 2, 4, 5, 7]);
     assert_eq!(values(wait(&loader).unwrap().unwrap()), [8, 10, 11, 13, 14]);
     let stats = loader.stats().unwrap();
@@ -153,7 +167,7 @@ fn skipped_samples_close_up_and_are_listed() {
 fn a_panic_is_an_error_of_its_batch_whatever_the_policy() {
     for policy in [OnError::Raise, OnError::Skip, OnError::Substitute] {
         let loader = loader(NEVER, 9, policy, 2);
-        loader.start(order(0..32), 0).unwrap();
+        start(&loader, 0..32);
         assert_eq!(values(wait(&loader).unwrap().unwrap()).len(), 8);
         let text = wait(&loader).unwrap_err().to_string();
         assert!(text.contains("internal error") && text.contains("a planted bug"), "{text}");
@@ -164,14 +178,15 @@ fn a_panic_is_an_error_of_its_batch_whatever_the_policy() {
 #[test]
 fn closing_ends_a_wait() {
     let loader = Arc::new(loader(NEVER, NEVER, OnError::Raise, 2));
-    loader.start(order(0..200), 0).unwrap();
+    start(&loader, 0..200);
     let other = Arc::clone(&loader);
     let waiting =
         std::thread::spawn(move || while wait(&other).is_ok_and(|batch| batch.is_some()) {});
     std::thread::sleep(Duration::from_millis(3));
     assert!(loader.close(Duration::from_secs(10)));
     waiting.join().unwrap();
-    assert!(loader.start(order(0..1), 0).is_err());
+    assert!(loader.start(1, 0).is_err());
+    assert!(loader.push(order(0..1, None), None).is_err());
 }
 
 #[test]
@@ -186,7 +201,7 @@ fn closing_in_mid_epoch_panics_in_no_thread() {
     }));
     for _ in 0..50 {
         let loader = loader(NEVER, NEVER, OnError::Raise, 3);
-        loader.start(order(0..200), 0).unwrap();
+        start(&loader, 0..200);
         wait(&loader).unwrap();
         assert!(loader.close(Duration::from_secs(10)));
     }
@@ -196,7 +211,7 @@ fn closing_in_mid_epoch_panics_in_no_thread() {
 #[test]
 fn positions_outside_the_source_are_an_error() {
     let loader = loader(NEVER, NEVER, OnError::Skip, 1);
-    loader.start(order(250..258), 0).unwrap();
+    start(&loader, 250..258);
     assert!(wait(&loader).is_err_and(|e| e.to_string().contains("a source of 256 samples")));
 }
 
@@ -239,21 +254,17 @@ fn what_ends_an_epoch_is_told_once_and_the_next_epoch_comes() {
     let pipeline = Pipeline {
         source: Arc::new(Stumbling { stumbled: AtomicUsize::new(0), one }),
         subset: None,
-        views: vec![View {
-            spec: Spec::default(),
-            emit: Emit::new(Size::new(1, 1), 1, Layout::Nchw, Dtype::U8, &Values::Raw).unwrap(),
-        }],
-        seed: 1,
+        views: vec![View { spec: Spec::default(), form: Form::Fixed(raw()) }],
         decoding: Decoding { max_pixels: 100, exif: false, fast: false },
         on_error: OnError::Raise,
     };
     let loader = Loader::new(pipeline, 8, 3, 3).unwrap();
-    loader.start(order(0..20), 0).unwrap();
+    start(&loader, 0..20);
     let error = wait(&loader).unwrap_err();
     assert!(matches!(error, Error::Panic(_)), "{error}");
     assert!(wait(&loader).unwrap().is_none());
     for _ in 0..2 {
-        loader.start(order(0..20), 0).unwrap();
+        start(&loader, 0..20);
         let batches: Vec<_> = std::iter::from_fn(|| wait(&loader).unwrap()).collect();
         assert_eq!(batches.iter().map(|batch| batch.positions.len()).sum::<usize>(), 20);
     }
@@ -267,7 +278,6 @@ fn numbers_without_sense_are_refused() {
             source: Arc::new(source),
             subset: None,
             views: Vec::new(),
-            seed: 1,
             decoding: Decoding { max_pixels: 100, exif: false, fast: false },
             on_error: OnError::Raise,
         };

@@ -1,17 +1,53 @@
 //! Memory of the engine as numpy arrays, without a copy.
 #![allow(unsafe_code)]
 
+use std::ptr::NonNull;
+
 use numpy::ndarray::{ArrayView, IxDyn};
-use numpy::{Element, PyArrayDyn};
+use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use vit_rs_core::emit::Dtype;
-use vit_rs_core::memory::{ALIGNMENT, Buffer, Recycler};
+use vit_rs_core::memory::{Buffer, Recycler};
 use vit_rs_core::slot::Slot;
 
 use crate::error::to_py;
 
 /// Results that nobody needs any more, for those to come: three of 64 images of 224 x 224 in f32.
 static RESULTS: Recycler = Recycler::new(128 << 20);
+
+/// A writable, contiguous u8 array as a batch's memory: it is kept until the batch was handed over or given up. Nobody
+/// else may read or write it before.
+pub fn lend(array: &Bound<'_, PyArray1<u8>>) -> PyResult<Slot> {
+    let mut bytes = array.try_readwrite().map_err(|error| {
+        PyValueError::new_err(format!("memory for a batch must be writable: {error}"))
+    })?;
+    let bytes = bytes
+        .as_slice_mut()
+        .map_err(|_| PyValueError::new_err("memory for a batch must be C-contiguous"))?;
+    let owner = Box::new(array.clone().unbind());
+    // SAFETY: these are the array's initialised bytes. They stay as long as it lives, and the caller of
+    // `Loader.push` promises that nobody else uses them meanwhile.
+    Ok(unsafe { Slot::foreign(NonNull::from(&mut *bytes).cast(), bytes.len(), owner) })
+}
+
+/// The images of a batch that was written into `slot`; over memory that was lent, its owner is their base.
+pub fn batch<'py>(
+    py: Python<'py>,
+    slot: Slot,
+    dtype: Dtype,
+    shape: &[usize],
+) -> PyResult<Bound<'py, PyAny>> {
+    let (start, length) = (slot.as_ptr(), slot.len());
+    let slot = match slot.into_owner() {
+        Err(slot) => return Memory::from(slot).into_values(py, dtype, shape),
+        Ok(owner) => owner,
+    };
+    let owner = slot.downcast::<Py<PyArray1<u8>>>();
+    let owner = owner.map_err(|_| PyRuntimeError::new_err("a batch's memory has another owner"))?;
+    // SAFETY: `lend` took start and length from this array, which they live as long as.
+    unsafe { values_over(start, length, owner.into_bound(py).into_any(), dtype, shape) }
+}
 
 /// What an array lies over: its base object.
 #[pyclass(frozen, module = "vit_rs._core", name = "Memory")]
@@ -67,40 +103,61 @@ impl Memory {
         dtype: Dtype,
         shape: &[usize],
     ) -> PyResult<Bound<'py, PyAny>> {
-        Ok(match dtype {
-            Dtype::U8 => self.into_array::<u8>(py, shape)?.into_any(),
-            Dtype::F16 | Dtype::Bf16 => self.into_array::<u16>(py, shape)?.into_any(),
-            Dtype::F32 => self.into_array::<f32>(py, shape)?.into_any(),
-        })
-    }
-
-    /// An array over the start of this memory, which it owns.
-    ///
-    /// # Panics
-    /// If the array does not fit: a mistake of the caller.
-    pub fn into_array<'py, T: Element + bytemuck::Pod>(
-        self,
-        py: Python<'py>,
-        shape: &[usize],
-    ) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
         let (start, length) = self.start_and_length();
-        let values = shape.iter().try_fold(1_usize, |n, &k| n.checked_mul(k));
-        let bytes = values.and_then(|values| values.checked_mul(size_of::<T>()));
-        assert!(bytes.is_some_and(|bytes| bytes <= length) && align_of::<T>() <= ALIGNMENT);
-        let memory = Bound::new(py, self)?;
-        // SAFETY: the memory is aligned, holds at least this many values, every bit pattern of T is valid, and it stays
-        // where it is as long as `memory` lives, which the array owns. Nothing else refers to it.
-        Ok(unsafe {
-            let view = ArrayView::from_shape_ptr(IxDyn(shape), start.cast::<T>().cast_const());
-            PyArrayDyn::borrow_from_array(&view, memory.into_any())
-        })
+        let owner = Bound::new(py, self)?.into_any();
+        // SAFETY: the memory stays where it is as long as its owner lives, and nothing else refers to it.
+        unsafe { values_over(start, length, owner, dtype, shape) }
     }
+}
+
+/// An array of values over the start of memory whose owner becomes its base; u16 stands for f16 and bf16.
+///
+/// # Safety
+/// From `start` on there must be `length` initialised bytes as long as `owner` lives, for the array alone.
+unsafe fn values_over<'py>(
+    start: *mut u8,
+    length: usize,
+    owner: Bound<'py, PyAny>,
+    dtype: Dtype,
+    shape: &[usize],
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: as the caller says.
+    Ok(unsafe {
+        match dtype {
+            Dtype::U8 => array_over::<u8>(start, length, owner, shape)?.into_any(),
+            Dtype::F16 | Dtype::Bf16 => array_over::<u16>(start, length, owner, shape)?.into_any(),
+            Dtype::F32 => array_over::<f32>(start, length, owner, shape)?.into_any(),
+        }
+    })
+}
+
+/// As `values_over`, for one type.
+unsafe fn array_over<'py, T: Element + bytemuck::Pod>(
+    start: *mut u8,
+    length: usize,
+    owner: Bound<'py, PyAny>,
+    shape: &[usize],
+) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
+    let values = shape.iter().try_fold(1_usize, |n, &k| n.checked_mul(k));
+    let bytes = values.and_then(|values| values.checked_mul(size_of::<T>()));
+    if bytes.is_none_or(|bytes| bytes > length) || !start.cast::<T>().is_aligned() {
+        return Err(PyRuntimeError::new_err(format!(
+            "internal error: {length} bytes hold no array of shape {shape:?}"
+        )));
+    }
+    // SAFETY: the memory is aligned, holds at least this many values, every bit pattern of T is valid, and the array
+    // owns the owner of the memory.
+    Ok(unsafe {
+        let view = ArrayView::from_shape_ptr(IxDyn(shape), start.cast::<T>().cast_const());
+        PyArrayDyn::borrow_from_array(&view, owner)
+    })
 }
 
 /// `size` bytes for a large result, in huge pages where the system has them; its content is unspecified.
 #[pyfunction]
-fn allocate(py: Python<'_>, size: usize) -> PyResult<Bound<'_, PyArrayDyn<u8>>> {
-    Memory::from(Memory::buffer(size).map_err(to_py)?).into_array(py, &[size])
+fn allocate(py: Python<'_>, size: usize) -> PyResult<Bound<'_, PyAny>> {
+    let memory = Memory::from(Memory::buffer(size).map_err(to_py)?);
+    memory.into_values(py, Dtype::U8, &[size])
 }
 
 /// Adds this file's functions to the extension module.

@@ -1,0 +1,161 @@
+"""The engine's arrays as what a script expects: PIL images, tensors, samples and batches."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from vit_rs.data.dropin.collation import collate_function
+
+if TYPE_CHECKING:
+    from vit_rs.data.dropin.engines import Engine
+    from vit_rs.data.dropin.places import Place
+    from vit_rs.data.dropin.plan import Plan
+    from vit_rs.data.dropin.python_stages import PythonStages, SampleKey
+
+__all__ = ["Assembly", "Received"]
+
+Array = np.ndarray[Any, Any]
+
+
+class Received:
+    """One batch as the engine gave it.
+
+    Args:
+        views: the images of each view: one array of all samples, or a list of arrays.
+        positions: of the samples in the data set.
+        labels: of the samples, where they come with the images.
+        keys: of the samples' random numbers.
+        pinned: for each view the page-locked bytes that its array lies in.
+    """
+
+    def __init__(
+        self,
+        views: list[Any],
+        positions: Array,
+        labels: Array | None,
+        keys: list[SampleKey],
+        pinned: list[torch.Tensor] | None,
+    ) -> None:
+        self.views = views
+        self.positions = positions
+        self.labels = labels
+        self.keys = keys
+        self.pinned = pinned
+
+
+class Assembly:
+    """Make a loader's batches of what the engine gives.
+
+    Args:
+        plan: what the engine did and what is left to do.
+        engine: which engine.
+        stages: what is left to do in Python.
+        collate_fn: the loader's.
+        batched: whether the loader has batches, or gives single samples (batch_size=None).
+        pin: whether what is handed over is copied to page-locked memory.
+    """
+
+    def __init__(
+        self, plan: Plan, engine: Engine, stages: PythonStages, collate_fn: Any, *, batched: bool, pin: bool
+    ) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._stages = stages
+        self._collate = collate_function(collate_fn)
+        self._batched = batched
+        self._pin = pin
+        self._dtypes = [chain.dtype for chain in plan.chains]
+
+    def batch(self, received: Received) -> Any:
+        """Return what the consumer gets."""
+        if self._engine.dense and self._batched and self._collate is default_collate:
+            return self._dense(received)
+        samples = self._samples(received)
+        made = self._collate(samples if self._batched else samples[0])
+        return _pinned(made) if self._pin else made
+
+    def _dense(self, received: Received) -> list[Any]:
+        """Return what default_collate would make of the samples, without making them."""
+        images = [self._tensor(number, received) for number in range(len(received.views))]
+        if self._stages.any or self._plan.opened.targets is not None:
+            nothing = [None] * len(received.positions)
+            _, listed = self._stages.run(nothing, self._labels(received), received.keys, self._name(received))
+            labels = default_collate(listed)
+        else:
+            labels = torch.from_numpy(self._label_array(received))
+        if self._pin:
+            # The images are page-locked already.
+            labels = _pinned(labels)
+        return [images if self._plan.multi else images[0], labels]
+
+    def _samples(self, received: Received) -> list[tuple[Any, Any]]:
+        """Return the samples as the data set would."""
+        place = self._plan.handed_over
+        made = []
+        for number, view in enumerate(received.views):
+            if self._engine.dense and place.kind != "pil":
+                made.append([_wrapped(image, place) for image in self._tensor(number, received)])
+            else:
+                made.append([self._image(array, place, self._dtypes[number]) for array in view])
+        images = list(zip(*made, strict=True)) if self._plan.multi else made[0]
+        labels = self._labels(received)
+        if self._stages.any:
+            images, labels = self._stages.run(images, labels, received.keys, self._name(received))
+        return list(zip(images, labels, strict=True))
+
+    def _image(self, array: Array, place: Place, dtype: torch.dtype) -> Any:
+        if place.kind == "pil":
+            # Whoever has PIL images has loaded Pillow.
+            return sys.modules["PIL.Image"].fromarray(array[..., 0] if array.shape[2] == 1 else array)
+        tensor = _typed(torch.from_numpy(array), dtype)
+        return _wrapped(tensor.permute(2, 0, 1) if self._plan.layout == "NHWC" else tensor, place)
+
+    def _tensor(self, number: int, received: Received) -> torch.Tensor:
+        array: Array = received.views[number]
+        if received.pinned is None:
+            return _typed(torch.from_numpy(array), self._dtypes[number])
+        memory = received.pinned[number][: array.nbytes]
+        return memory.view(self._dtypes[number]).view(array.shape)
+
+    def _label_array(self, received: Received) -> Array:
+        if received.labels is not None:
+            return received.labels
+        return self._plan.opened.opened.labels[received.positions]
+
+    def _labels(self, received: Received) -> list[Any]:
+        targets = self._plan.opened.targets
+        if targets is None:
+            return self._label_array(received).tolist()  # type: ignore[no-any-return]
+        return [targets[position] for position in received.positions.tolist()]
+
+    def _name(self, received: Received) -> Any:
+        def name(number: int) -> str:
+            position = int(received.positions[number])
+            opened = self._engine.opened
+            index = position if opened.subset is None else int(opened.subset[position])
+            return f"sample {position} of the data set ({opened.core.name(index)})"
+
+        return name
+
+
+def _typed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return half floats, which numpy has no type for, as what they are."""
+    return tensor.view(dtype) if tensor.dtype == torch.uint16 else tensor
+
+
+def _wrapped(tensor: torch.Tensor, place: Place) -> torch.Tensor:
+    """Return the tensor as torchvision's Image where its transforms would."""
+    if not place.wrapped:
+        return tensor
+    return sys.modules["torchvision.tv_tensors"].Image(tensor)  # type: ignore[no-any-return]
+
+
+def _pinned(data: Any) -> Any:
+    from torch.utils.data._utils.pin_memory import pin_memory  # noqa: PLC0415  (its rules for containers are the contract)
+
+    return pin_memory(data)

@@ -1,0 +1,69 @@
+"""Samples into batches: what the user's collate_fn does, and who may call it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Collation", "collate_function"]
+
+_FETCH = "torch.utils.data._utils.fetch"
+_REBUILT = (
+    "this is torch's DataLoader, rebuilt from a vit_rs.data.DataLoader: it would decode and transform in Python, with "
+    "other random numbers. accelerate's prepare() and skip_first_batches() do that, what is built on them "
+    "(transformers' Trainer), and Ray's prepare_data_loader(). Do not give them the loader: prepare model and optimizer "
+    "only, move the batches to the device, and use a DistributedSampler where there are several processes "
+    "(docs/drop-in.md). If torch's loader is what you want, use torch.utils.data.DataLoader"
+)
+
+
+class Collation:
+    """A collate_fn that works for its own loader and for anybody's direct calls, and refuses torch's loader.
+
+    Frameworks that rebuild a loader copy its attributes to a new one of torch's: `collate_fn` is the one of them that
+    torch calls. In all else this object stands for the function: attributes are read from it and set on it, and
+    isinstance takes one for the other.
+
+    Args:
+        function: takes a list of samples and returns a batch.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        object.__setattr__(self, "function", function)
+
+    def __call__(self, samples: Any) -> Any:
+        """Return the batch of some samples.
+
+        Raises:
+            RuntimeError: torch's DataLoader is calling.
+        """
+        frame = sys._getframe(1)  # noqa: SLF001  (who calls is the question)
+        while frame is not None:
+            if frame.f_globals.get("__name__") == _FETCH:
+                raise RuntimeError(_REBUILT)
+            frame = frame.f_back  # type: ignore[assignment]
+        return collate_function(self)(samples)
+
+    @property
+    def __class__(self) -> type:
+        return type(collate_function(self))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "function"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(collate_function(self), name, value)
+
+    def __reduce__(self) -> tuple[type, tuple[Any]]:
+        return Collation, (collate_function(self),)
+
+    def __repr__(self) -> str:
+        return f"Collation({collate_function(self)!r})"
+
+
+def collate_function(collate_fn: Any) -> Callable[[Any], Any]:
+    """Return what a loader's `collate_fn` stands for; a function that was set in its place stands for itself."""
+    return object.__getattribute__(collate_fn, "function") if type(collate_fn) is Collation else collate_fn

@@ -1,0 +1,263 @@
+"""One pass over a DataLoader: indices from Python's samplers, work in Rust, batches in the samplers' order."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vit_rs import distributed
+from vit_rs._core import FeedError
+from vit_rs.data.dropin.assembly import Assembly, Received
+from vit_rs.data.dropin.index_stream import IndexStream
+from vit_rs.data.dropin.python_stages import PythonStages
+from vit_rs.data.dropin.state import FINISHED, Progress, check_sampler_epoch, origins
+from vit_rs.exceptions import VitRsError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from vit_rs.data.dropin.engines import Engine, EnginePool, EngineSize
+    from vit_rs.data.dropin.index_stream import Pulled
+    from vit_rs.data.dropin.plan import Plan
+
+__all__ = ["DataLoaderIterator"]
+
+# A process's draws start here times its rank: ranks with one base seed draw different numbers.
+_DRAWS_PER_RANK = 2**40
+
+
+class DataLoaderIterator:
+    """Iterator over a loader's batches; one with persistent workers is started over by each `iter(loader)`.
+
+    Args:
+        loader: a vit_rs.data.DataLoader, as its attributes are now.
+        plan: what it does.
+        pool: its engines.
+        size: of the engine that is wanted.
+        state: from `state_dict`, to go on from.
+    """
+
+    def __init__(
+        self, loader: Any, plan: Plan, pool: EnginePool, size: EngineSize, state: dict[str, Any] | None = None
+    ) -> None:
+        self._pool = pool
+        self._label = f"enumerate(DataLoader)#{type(self).__name__}.__next__"
+        self._release: weakref.finalize[Any, Any] | None = None
+        self.restart(loader, plan, size, state, first=True)
+
+    def restart(
+        self, loader: Any, plan: Plan, size: EngineSize, state: dict[str, Any] | None = None, *, first: bool = False
+    ) -> None:
+        """Begin an epoch; one under way is abandoned."""
+        self._give_back(finished=False)
+        self._closed = False
+        self._plan = plan
+        self._lookahead = size.prefetch
+        self._timeout = loader.timeout
+        self._pin = _pins(loader)
+        stream = IndexStream(loader, plan.opened.opened.samples)
+        self.progress = self._begin(loader, stream, state, first=first)
+        self._ahead: deque[Pulled] = deque()
+        self._memory: deque[list[torch.Tensor] | None] = deque()
+        engine = self._engine = self._pool.lend(plan, size)
+        self._release = weakref.finalize(self, self._pool.give_back, engine)
+        self._release.atexit = False
+        engine.start(seed=self.progress.base_seed, epoch=self.progress.epoch)
+        self.stages = PythonStages(plan.pipeline, plan.opened.target_transform, loader.worker_init_fn)
+        self._assembly = Assembly(
+            plan, engine, self.stages, loader.collate_fn, batched=loader.batch_sampler is not None, pin=self._pin
+        )
+        self._index_sampler = stream.sampler
+        self._more = True
+        if loader.num_workers > 0:
+            self._fill()
+
+    def _begin(self, loader: Any, stream: IndexStream, state: dict[str, Any] | None, *, first: bool) -> Progress:
+        if state is not None and state[FINISHED]:
+            stream.restore_given(state["given"])
+        if state is None or state[FINISHED]:
+            # Persistent workers keep their base seed.
+            last = None if first else (self.progress.base_seed, self.progress.epoch)
+            if state is not None and loader.persistent_workers:
+                last = state["base_seed"], state["epoch"]
+            seed = stream.begin(draw_base_seed=last is None)
+            stateful = stream.stateful
+            return Progress(
+                stream,
+                base_seed=last[0] if seed is None else seed,
+                epoch=0 if last is None else last[1] + 1,
+                seeded=last is None,
+                sampler_state=None if stateful is None else stateful.state_dict(),
+            )
+        check_sampler_epoch(loader, state)
+        made = Progress(
+            stream,
+            base_seed=state["base_seed"],
+            epoch=state["epoch"],
+            seeded=state["seeded"],
+            batches=state["batches"],
+            samples=state["samples"],
+            sampler_state=state["sampler"],
+        )
+        if state["sampler"] is not None and stream.stateful is not None:
+            stream.resume_sampler(state["sampler"], drawn=made.samples)
+        else:
+            stream.resume(
+                batches=made.batches, drawn=made.samples, origins=origins(state), base_seed_drawn=made.seeded
+            )
+        return made
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return len(self._index_sampler)  # type: ignore[arg-type]  # a sampler may have none, and says so
+
+    def __next__(self) -> Any:
+        with torch.autograd.profiler.record_function(self._label):
+            return self._next()
+
+    def _next(self) -> Any:
+        if self._closed or self._engine.closed:
+            raise RuntimeError("this iteration ended when the DataLoader was closed")
+        if self.progress.finished:
+            raise StopIteration
+        if not self._ahead:
+            self._fill()
+        if not self._ahead:
+            self._finish()
+            raise StopIteration
+        pulled = self._ahead[0]
+        received = self._received(pulled)
+        self._advance(pulled)
+        if pulled.error is not None:
+            raise pulled.error
+        try:
+            return self._assembly.batch(received)
+        except StopIteration as error:
+            # It would end the epoch as if there were no more batches.
+            raise RuntimeError(f"the user's code raised StopIteration: {error}") from error
+
+    def _received(self, pulled: Pulled) -> Received:
+        """Return a batch from the engine; an empty one where there is none to wait for."""
+        count = len(pulled.positions)
+        keys = [
+            (self.progress.base_seed, self.progress.epoch, draw)
+            for draw in range(_first_draw(pulled), _first_draw(pulled) + count)
+        ]
+        if not count:
+            return Received([[] for _ in self._plan.chains], pulled.positions, None, [], None)
+        failure = None
+        try:
+            batch = self._engine.core.next_batch(self._timeout or None)
+        except FeedError as error:
+            failure = error.args
+        except (VitRsError, OSError, ValueError, MemoryError, RuntimeError) as error:
+            if isinstance(error, TimeoutError) and error.errno is None:
+                raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds") from error
+            # The engine goes on behind a batch that failed. Of a signal's exception it knows nothing.
+            if self._engine.own and not self._engine.closed:
+                self._advance(pulled)
+            raise
+        if failure is not None:
+            self._advance(pulled)
+            # Outside the handler: the exception keeps its own context.
+            raise self._engine.opened.feeder.error(*failure)  # type: ignore[union-attr]
+        if batch is None:
+            raise RuntimeError("the engine ended before the sampler did")
+        views, positions, labels = batch
+        return Received(views, positions, labels, keys, self._memory[0])
+
+    def _advance(self, pulled: Pulled) -> None:
+        """Count a batch as done, and ask for another one as torch does: before this one is handed over."""
+        self._ahead.popleft()
+        self._memory.popleft()
+        progress = self.progress
+        progress.batches += 1
+        progress.samples += len(pulled.positions)
+        progress.sampler_state = pulled.sampler_state
+        self._pull()
+
+    def _fill(self) -> None:
+        while self._more and len(self._ahead) < self._lookahead:
+            self._pull()
+
+    def _pull(self) -> None:
+        if not self._more:
+            return
+        pulled = self.progress.stream.next()
+        if pulled is None:
+            self._more = False
+            self._engine.core.end()
+            return
+        memory = None
+        if len(pulled.positions):
+            first = _first_draw(pulled)
+            draws = np.arange(first, first + len(pulled.positions), dtype=np.uint64)
+            if self._pin and self._engine.dense:
+                memory = self._pinned_memory(len(pulled.positions))
+                arrays = [tensor.numpy() for tensor in memory]
+                self._engine.core.push(pulled.positions, draws, memory=arrays)
+            else:
+                self._engine.core.push(pulled.positions, draws)
+        self._ahead.append(pulled)
+        self._memory.append(memory)
+
+    def _pinned_memory(self, count: int) -> list[torch.Tensor]:
+        shapes, chains = self._engine.core.shapes, self._plan.chains
+        return [
+            torch.empty(count * int(np.prod(shape)) * chain.dtype.itemsize, dtype=torch.uint8, pin_memory=True)
+            for shape, chain in zip(shapes, chains, strict=True)
+        ]
+
+    def _finish(self) -> None:
+        self.progress.finished = True
+        # The engine notes the epoch's end.
+        self._engine.core.next_batch()
+        self._give_back(finished=True)
+
+    def _give_back(self, *, finished: bool) -> None:
+        if self._release is not None and self._release.detach() is not None:
+            self._pool.give_back(self._engine, finished=finished)
+
+    def close(self) -> None:
+        """End this iteration; its engine is free for the next one."""
+        self._closed = True
+        self._give_back(finished=self.progress.finished)
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine at work; None when the iteration is over."""
+        return self._engine if self._release is not None and self._release.alive else None
+
+    def __getstate__(self) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} cannot be pickled")
+
+
+def _first_draw(pulled: Pulled) -> int:
+    return distributed.rank() * _DRAWS_PER_RANK + pulled.first_draw
+
+
+def _pins(loader: Any) -> bool:
+    """Tell whether batches are page-locked, with torch's own warnings where they cannot be."""
+    if not loader.pin_memory:
+        return False
+    if not torch.accelerator.is_available():
+        warnings.warn(
+            "'pin_memory' argument is set as true but no accelerator is found, then device pinned memory won't be used.",
+            stacklevel=4,
+        )
+        return False
+    if torch.accelerator.current_accelerator().type == "mps":  # type: ignore[union-attr]  # there is one
+        warnings.warn(
+            "'pin_memory' argument is set as true but not supported on MPS now, device pinned memory won't be used.",
+            stacklevel=4,
+        )
+        return False
+    return True
