@@ -26,22 +26,22 @@ class Received:
     """One batch as the engine gave it.
 
     Args:
-        views: the images of each view: one array of all samples, or a list of arrays.
+        images: one array of all samples, or a list of arrays.
         positions: of the samples in the data set.
         labels: of the samples, where they come with the images.
         keys: of the samples' random numbers.
-        pinned: for each view the page-locked bytes that its array lies in.
+        pinned: the page-locked bytes that the array lies in.
     """
 
     def __init__(
         self,
-        views: list[Any],
+        images: Any,
         positions: Array,
         labels: Array | None,
         keys: list[SampleKey],
-        pinned: list[torch.Tensor] | None,
+        pinned: torch.Tensor | None,
     ) -> None:
-        self.views = views
+        self.images = images
         self.positions = positions
         self.labels = labels
         self.keys = keys
@@ -69,7 +69,7 @@ class Assembly:
         self._collate = collate_function(collate_fn)
         self._batched = batched
         self._pin = pin
-        self._dtypes = [chain.dtype for chain in plan.chains]
+        self._dtype = plan.lowered.dtype
 
     def batch(self, received: Received) -> Any:
         """Return what the consumer gets."""
@@ -81,7 +81,6 @@ class Assembly:
 
     def _dense(self, received: Received) -> list[Any]:
         """Return what default_collate would make of the samples, without making them."""
-        images = [self._tensor(number, received) for number in range(len(received.views))]
         if self._stages.any or self._plan.opened.targets is not None:
             nothing = [None] * len(received.positions)
             _, listed = self._stages.run(nothing, self._labels(received), received.keys, self._name(received))
@@ -91,36 +90,33 @@ class Assembly:
         if self._pin:
             # The images are page-locked already.
             labels = _pinned(labels)
-        return [images if self._plan.multi else images[0], labels]
+        return [self._tensor(received), labels]
 
     def _samples(self, received: Received) -> list[tuple[Any, Any]]:
         """Return the samples as the data set would."""
         place = self._plan.handed_over
-        made = []
-        for number, view in enumerate(received.views):
-            if self._engine.dense and place.kind != "pil":
-                made.append([_wrapped(image, place) for image in self._tensor(number, received)])
-            else:
-                made.append([self._image(array, place, self._dtypes[number]) for array in view])
-        images = list(zip(*made, strict=True)) if self._plan.multi else made[0]
+        if self._engine.dense and place.kind != "pil":
+            images = [_wrapped(image, place) for image in self._tensor(received)]
+        else:
+            images = [self._image(array, place) for array in received.images]
         labels = self._labels(received)
         if self._stages.any:
             images, labels = self._stages.run(images, labels, received.keys, self._name(received))
         return list(zip(images, labels, strict=True))
 
-    def _image(self, array: Array, place: Place, dtype: torch.dtype) -> Any:
+    def _image(self, array: Array, place: Place) -> Any:
         if place.kind == "pil":
             # Whoever has PIL images has loaded Pillow.
             return sys.modules["PIL.Image"].fromarray(array[..., 0] if array.shape[2] == 1 else array)
-        tensor = _typed(torch.from_numpy(array), dtype)
+        tensor = _typed(torch.from_numpy(array), self._dtype)
         return _wrapped(tensor.permute(2, 0, 1) if self._plan.layout == "NHWC" else tensor, place)
 
-    def _tensor(self, number: int, received: Received) -> torch.Tensor:
-        array: Array = received.views[number]
+    def _tensor(self, received: Received) -> torch.Tensor:
+        """Return a dense batch's images."""
+        array: Array = received.images
         if received.pinned is None:
-            return _typed(torch.from_numpy(array), self._dtypes[number])
-        memory = received.pinned[number][: array.nbytes]
-        return memory.view(self._dtypes[number]).view(array.shape)
+            return _typed(torch.from_numpy(array), self._dtype)
+        return received.pinned[: array.nbytes].view(self._dtype).view(array.shape)
 
     def _label_array(self, received: Received) -> Array:
         if received.labels is not None:

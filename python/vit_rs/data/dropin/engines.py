@@ -47,13 +47,13 @@ class Engine:
         # A Python data set's requests go to one engine: each has its own feed.
         opened = plan.opened.opened if plan.opened.opened.feeder is None else open_dataset(plan.dataset).opened
         self.opened = opened
-        views = plan.views()
+        view = plan.view()
 
         def core(*, ragged: bool) -> Loader:
             return Loader(
                 opened.core,
                 opened.subset,
-                views,
+                [view],
                 batch_size=size.batch_size,
                 num_threads=size.threads,
                 prefetch=size.prefetch,

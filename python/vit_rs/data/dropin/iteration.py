@@ -63,7 +63,7 @@ class DataLoaderIterator:
         stream = IndexStream(loader, plan.opened.opened.samples)
         self.progress = self._begin(loader, stream, state, first=first)
         self._ahead: deque[Pulled] = deque()
-        self._memory: deque[list[torch.Tensor] | None] = deque()
+        self._memory: deque[torch.Tensor | None] = deque()
         engine = self._engine = self._pool.lend(plan, size)
         self._release = weakref.finalize(self, self._pool.give_back, engine)
         self._release.atexit = False
@@ -152,7 +152,7 @@ class DataLoaderIterator:
             for draw in range(_first_draw(pulled), _first_draw(pulled) + count)
         ]
         if not count:
-            return Received([[] for _ in self._plan.chains], pulled.positions, None, [], None)
+            return Received([], pulled.positions, None, [], None)
         failure = None
         try:
             batch = self._engine.core.next_batch(self._timeout or None)
@@ -171,8 +171,8 @@ class DataLoaderIterator:
             raise self._engine.opened.feeder.error(*failure)  # type: ignore[union-attr]
         if batch is None:
             raise RuntimeError("the engine ended before the sampler did")
-        views, positions, labels = batch
-        return Received(views, positions, labels, keys, self._memory[0])
+        [images], positions, labels = batch
+        return Received(images, positions, labels, keys, self._memory[0])
 
     def _advance(self, pulled: Pulled) -> None:
         """Count a batch as done, and ask for another one as torch does: before this one is handed over."""
@@ -202,19 +202,16 @@ class DataLoaderIterator:
             draws = np.arange(first, first + len(pulled.positions), dtype=np.uint64)
             if self._pin and self._engine.dense:
                 memory = self._pinned_memory(len(pulled.positions))
-                arrays = [tensor.numpy() for tensor in memory]
-                self._engine.core.push(pulled.positions, draws, memory=arrays)
+                self._engine.core.push(pulled.positions, draws, memory=[memory.numpy()])
             else:
                 self._engine.core.push(pulled.positions, draws)
         self._ahead.append(pulled)
         self._memory.append(memory)
 
-    def _pinned_memory(self, count: int) -> list[torch.Tensor]:
-        shapes, chains = self._engine.core.shapes, self._plan.chains
-        return [
-            torch.empty(count * int(np.prod(shape)) * chain.dtype.itemsize, dtype=torch.uint8, pin_memory=True)
-            for shape, chain in zip(shapes, chains, strict=True)
-        ]
+    def _pinned_memory(self, count: int) -> torch.Tensor:
+        [shape] = self._engine.core.shapes
+        size = count * int(np.prod(shape)) * self._plan.lowered.dtype.itemsize
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def _finish(self) -> None:
         self.progress.finished = True

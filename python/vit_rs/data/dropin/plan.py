@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vit_rs.data.dropin.chain import Pipeline
-from vit_rs.data.dropin.datasets import fingerprint, open_dataset
-from vit_rs.transforms.lowering import is_multi, lower_views
+from vit_rs.data.dropin.datasets import Fingerprint, open_dataset
+from vit_rs.transforms.lowering import lower
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from vit_rs._core import View
     from vit_rs.data.dropin.datasets import OpenedDataset
     from vit_rs.data.dropin.places import Place
@@ -26,13 +24,11 @@ class Plan:
 
     Args:
         dataset: the user's.
-        fingerprint: changes when the data set's samples or its transform objects do.
         opened: the data set, ready for the engine.
         pipeline: its transform, translated.
     """
 
     dataset: Any
-    fingerprint: Hashable
     opened: OpenedDataset
     pipeline: Pipeline
 
@@ -49,18 +45,13 @@ class Plan:
         return "NHWC" if pixels_first else "NCHW"
 
     @property
-    def chains(self) -> list[Lowered]:
-        """What the engine does, view by view."""
-        return lower_views(self.pipeline.prefix)
+    def lowered(self) -> Lowered:
+        """What the engine does."""
+        return lower(self.pipeline.prefix)
 
-    @property
-    def multi(self) -> bool:
-        """Whether an image becomes a tuple of views."""
-        return is_multi(self.pipeline.prefix)
-
-    def views(self) -> list[View]:
-        """Return the engine's views."""
-        return [chain.view(layout=self.layout) for chain in self.chains]
+    def view(self) -> View:
+        """Return it as the engine takes it."""
+        return self.lowered.view(layout=self.layout)
 
     def same_engine(self, other: Plan) -> bool:
         """Tell whether one engine can do both plans' part that is Rust's."""
@@ -81,6 +72,6 @@ def current_plan(dataset: Any, last: Plan | None) -> Plan:
     Raises:
         UntranslatableError: the data set is none that Rust can read.
     """
-    now = fingerprint(dataset)
-    opened = last.opened if last is not None and last.fingerprint == now else open_dataset(dataset)
-    return Plan(dataset, now, opened, Pipeline.of(opened.transform, opened.start))
+    kept = last is not None and last.opened.fingerprint == Fingerprint(dataset)
+    opened = last.opened if last is not None and kept else open_dataset(dataset)
+    return Plan(dataset, opened, Pipeline.of(opened.transform, opened.start))

@@ -44,10 +44,6 @@ class PythonStages:
         self._pipeline = pipeline
         self._target_transform = target_transform
         self._worker_init_fn = worker_init_fn
-        suffix = pipeline.suffix
-        self._suffix = None if suffix is None or not list(suffix.steps()) else suffix
-        last = pipeline.last_python
-        self._after = [] if last is None else [step.original for step in pipeline.steps[last + 1 :]]
         # Nanoseconds in each stage, in target_transform and in the suffix; number of samples.
         self.spent = [0] * len(pipeline.python)
         self.spent_on_labels = 0
@@ -96,13 +92,13 @@ class PythonStages:
             after = perf_counter_ns()
             self.spent[number] += after - before
             before = after
-        if self._suffix is None:
+        if self._pipeline.suffix is None:
             pass
         elif place_of(image) == self._pipeline.after_python:
-            image = call(self._suffix, image, seed=sample_seed(*key, _SUFFIX))
+            image = call(self._pipeline.suffix, image, seed=sample_seed(*key, _SUFFIX))
         else:
             # Not what was expected: the user's own transforms take it as it is.
-            for original in self._after:
+            for original in self._pipeline.rest:
                 image = original(image)
         self.spent_on_suffix += perf_counter_ns() - before
         return image
