@@ -1,6 +1,7 @@
 """Data sets and the Rust loader that turns them into batches."""
 
 from vit_rs.data.array import ArrayDataset
+from vit_rs.data.dropin import DataLoader
 from vit_rs.data.encoded import EncodedDataset
 from vit_rs.data.folder import ImageFolder
 from vit_rs.data.loader import ImageLoader, Patches
@@ -10,6 +11,7 @@ from vit_rs.data.tar import TarShards
 
 __all__ = [
     "ArrayDataset",
+    "DataLoader",
     "EncodedDataset",
     "ImageFolder",
     "ImageLoader",

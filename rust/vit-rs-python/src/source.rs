@@ -13,9 +13,11 @@ use pyo3::types::PyBytes;
 use vit_rs_core::decode::{Decoder, MAX_PIXELS, Orientation, Scale};
 use vit_rs_core::error::Result;
 use vit_rs_core::image::{ImageBuf, Rect, Size};
+use vit_rs_core::source::concat::Concat;
 use vit_rs_core::source::feed::{Asked, Feed as CoreFeed, Request};
 use vit_rs_core::source::memory::Array;
 use vit_rs_core::source::mixed::{Entry, Mixed};
+use vit_rs_core::source::strided::Strided;
 use vit_rs_core::source::tar::Shards;
 use vit_rs_core::source::{Files, Item, Source as CoreSource, folder};
 
@@ -69,6 +71,35 @@ impl Source {
         let bytes = Borrowed { start, len, _owner: owner };
         let array = Array::new(bytes, shape[0], Size::new(shape[1], shape[2]), shape[3]);
         Ok(Self(Arc::new(array.map_err(to_py)?)))
+    }
+
+    /// A u8 array (N, H, W, C) with any strides, kept without a copy; images are packed as they are read.
+    #[staticmethod]
+    fn strided(images: PyReadonlyArray4<'_, u8>) -> PyResult<Self> {
+        let shape = images.shape();
+        let strides: [isize; 4] = std::array::from_fn(|k| images.strides()[k]);
+        // How many bytes lie before the first value, and from it on.
+        let (mut before, mut after) = (0_usize, 0_usize);
+        if !shape.contains(&0) {
+            after = 1;
+            for (&count, stride) in shape.iter().zip(strides) {
+                let reach = (count - 1) * stride.unsigned_abs();
+                *(if stride < 0 { &mut before } else { &mut after }) += reach;
+            }
+        }
+        let start = images.data().cast_const().wrapping_sub(before);
+        let owner = images.as_any().clone().unbind();
+        let bytes = Borrowed { start, len: before + after, _owner: owner };
+        let size = Size::new(shape[1], shape[2]);
+        let made = Strided::new(bytes, before, shape[0], size, shape[3], strides);
+        Ok(Self(Arc::new(made.map_err(to_py)?)))
+    }
+
+    /// The samples of several sources, one behind the other.
+    #[staticmethod]
+    fn concat(parts: Vec<Bound<'_, Self>>) -> PyResult<Self> {
+        let parts = parts.iter().map(|part| Arc::clone(&part.get().0)).collect();
+        Ok(Self(Arc::new(Concat::new(parts).map_err(to_py)?)))
     }
 
     /// Image files (paths) and encoded images (bytes, kept without a copy).

@@ -73,7 +73,8 @@ class Assembly:
 
     def batch(self, received: Received) -> Any:
         """Return what the consumer gets."""
-        if self._engine.dense and self._batched and self._collate is default_collate:
+        written = self._engine.dense and len(received.positions) > 0
+        if written and self._batched and self._collate is default_collate:
             return self._dense(received)
         samples = self._samples(received)
         made = self._collate(samples if self._batched else samples[0])

@@ -55,7 +55,11 @@ impl<B: AsRef<[u8]> + Send + Sync> Source for Array<B> {
     }
 
     fn samples_at_a_time(&self) -> usize {
-        // About 64 KB of pixels: enough work to be worth taking a lock.
-        (65536 / (self.size.pixels() * self.channels)).clamp(1, 64)
+        at_a_time(self.size, self.channels)
     }
+}
+
+/// How many images a thread takes at a time: about 64 KB of pixels, enough work to be worth taking a lock.
+pub(super) fn at_a_time(size: Size, channels: usize) -> usize {
+    (65536 / size.pixels().saturating_mul(channels).max(1)).clamp(1, 64)
 }

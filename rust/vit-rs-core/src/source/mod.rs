@@ -1,10 +1,12 @@
 //! Where samples come from: index -> encoded bytes or pixels. Labels stay with the caller, unless they come with the
 //! sample.
 
+pub mod concat;
 pub mod feed;
 pub mod folder;
 pub mod memory;
 pub mod mixed;
+pub mod strided;
 pub mod tar;
 
 use std::path::PathBuf;
