@@ -146,7 +146,8 @@ class View:
         float_ops: Sequence[Op],
         *,
         kernels: str,
-        scale: bool | None,
+        tensors_from: int | None,
+        unit: str | None,
         normalize: tuple[Sequence[float], Sequence[float]] | None,
         dtype: str,
         layout: str,
@@ -160,9 +161,15 @@ class View:
 @final
 class Transformer:
     def __new__(cls, views: Sequence[View], max_pixels: int) -> Transformer: ...
-    def encoded(self, data: bytes, seed: int) -> list[NDArray[Any]]: ...
-    def planes(self, planes: NDArray[np.uint8], seed: int) -> list[NDArray[Any]]: ...
-    def pixels(self, pixels: NDArray[np.uint8], seed: int) -> list[NDArray[Any]]: ...
+    def encoded(
+        self, data: bytes, seed: int, out: tuple[NDArray[np.uint8], Sequence[int]] | None = None
+    ) -> list[NDArray[Any]]: ...
+    def planes(
+        self, planes: NDArray[np.uint8], seed: int, out: tuple[NDArray[np.uint8], Sequence[int]] | None = None
+    ) -> list[NDArray[Any]]: ...
+    def pixels(
+        self, pixels: NDArray[np.uint8], seed: int, out: tuple[NDArray[np.uint8], Sequence[int]] | None = None
+    ) -> list[NDArray[Any]]: ...
 
 # Operations of a View.
 def aug_mix(

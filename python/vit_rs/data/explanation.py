@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from vit_rs.data.statistics import byte_text
 from vit_rs.data.threads import usable_cpus
 from vit_rs.exceptions import VitRsError
-from vit_rs.transforms import MultiCrop, Normalize, ToDtype, Transform
+from vit_rs.transforms import MultiCrop, Normalize, ToDtype, ToTensor, Transform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,9 +130,9 @@ def _view(loader: ImageLoader, core: Loader, chain: _Chain) -> Iterator[Row]:
     yield f"view {first}" if first == last else f"views {first}-{last}", f"with {chain.kernels}'s kernels"
     place = "u8"
     for step in chain.steps:
-        if isinstance(step, ToDtype) and step.dtype != torch.uint8:
+        if isinstance(step, (ToDtype, ToTensor)) and step.dtype != torch.uint8:
             place = "float"
-        yield f"  {'emit' if isinstance(step, (ToDtype, Normalize)) else place}", repr(step)
+        yield f"  {'emit' if isinstance(step, (ToDtype, ToTensor, Normalize)) else place}", repr(step)
     shape = (loader.batch_size, *core.shapes[first])
     layout = loader.layout if isinstance(loader.layout, str) else repr(loader.layout)
     dtype = str(loader.dtypes[first]).removeprefix("torch.")

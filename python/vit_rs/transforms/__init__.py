@@ -27,7 +27,7 @@ from vit_rs.transforms.geometry import (
 from vit_rs.transforms.mixing import CutMix, MixUp
 from vit_rs.transforms.multi_crop import MultiCrop
 from vit_rs.transforms.policy import AugMix, AutoAugment, RandAugment, ThreeAugment, TrivialAugmentWide
-from vit_rs.transforms.values import Normalize, ToDtype
+from vit_rs.transforms.values import Normalize, PILToTensor, ToDtype, ToTensor
 
 __all__ = [
     "AugMix",
@@ -41,6 +41,7 @@ __all__ = [
     "MixUp",
     "MultiCrop",
     "Normalize",
+    "PILToTensor",
     "RandAugment",
     "RandomAdjustSharpness",
     "RandomAffine",
@@ -62,6 +63,7 @@ __all__ = [
     "Resize",
     "ThreeAugment",
     "ToDtype",
+    "ToTensor",
     "Transform",
     "TrivialAugmentWide",
 ]

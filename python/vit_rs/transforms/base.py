@@ -48,10 +48,11 @@ class Transform:
 
         Returns:
             What came in: a PIL image for a PIL image, an array for an array, a tensor for a tensor, and for bytes a
-            tensor (C, H, W). After ToDtype to a float type always a tensor (C, H, W). With MultiCrop a tuple of these.
+            tensor (C, H, W). After ToTensor, ToDtype to a float type, or PILToTensor on a PIL image always a tensor
+            (C, H, W). With MultiCrop a tuple of these.
 
         Random numbers come from torch's default generator, as in torchvision: one is drawn for each call. PIL images
-        are transformed with Pillow's kernels, all others with torch's, unless a Compose names them.
+        are transformed with Pillow's kernels up to a PILToTensor, all others with torch's, unless a Compose names them.
 
         Raises:
             DecodeError: bytes that are not a readable image, or one of too many pixels.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vit_rs._core import MAX_PIXELS, Transformer
-from vit_rs.transforms.lowering import Lowered, is_multi, lower_views
+from vit_rs.transforms.lowering import is_multi, lower_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,44 +21,91 @@ if TYPE_CHECKING:
 __all__ = ["call"]
 
 Array = np.ndarray[Any, Any]
+# How numpy holds values of torch's types.
+_HELD = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float16: np.uint16, torch.bfloat16: np.uint16}
 
 
 @dataclass(frozen=True)
 class _Engine:
     """What carries out a transform, and what its results are."""
 
-    chains: list[Lowered]
     transformer: Transformer
+    dtypes: list[torch.dtype]
+    # Which views are tensors (C, H, W), whatever came in.
+    tensors: list[bool]
     multi: bool
 
-    def results(self, made: list[Array], finish: Callable[[Array, torch.dtype], Any]) -> Any:
-        """Return the image, or the tuple of views."""
+    def run(
+        self,
+        transform: Callable[..., list[Array]],
+        image: Any,
+        seed: int | None,
+        out: Array | None,
+        finish: Callable[[Array, torch.dtype], Any],
+    ) -> Any:
+        """Return the image, or the tuple of views, or `out`; `transform` is the transformer's method for the image."""
+        seed = _seed() if seed is None else seed
+        if out is not None:
+            transform(image, seed, self._place(out))
+            return out
         views = tuple(
-            finish(array, chain.dtype) if chain.dtype == torch.uint8 else _tensor(array, chain.dtype)
-            for chain, array in zip(self.chains, made, strict=True)
+            _tensor(array, dtype) if tensor else finish(array, dtype)
+            for array, dtype, tensor in zip(transform(image, seed), self.dtypes, self.tensors, strict=True)
         )
         return views if self.multi else views[0]
 
+    def _place(self, out: Array) -> tuple[Array, tuple[int, ...]]:
+        """Return memory for the only view: its bytes, and its shape, which the engine checks."""
+        if self.multi:
+            raise ValueError("out is for one view, and a MultiCrop makes several")
+        held = np.dtype(_HELD[self.dtypes[0]])
+        if out.dtype != held or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(
+                f"out must be a contiguous array of {held} that can be written to, got {out.dtype} with strides "
+                f"{out.strides}{'' if out.flags.writeable else ', read-only'}"
+            )
+        return out.reshape(-1).view(np.uint8), out.shape
 
-def call(transform: Transform, image: Any) -> Any:
-    """Transform one image; see `Transform.__call__`."""
+
+def call(transform: Transform, image: Any, *, seed: int | None = None, out: Array | None = None) -> Any:
+    """Transform one image; see `Transform.__call__`.
+
+    Args:
+        transform: what happens.
+        image: as there.
+        seed: 0..2**64 - 1, decides all random numbers; None: drawn from torch's default generator.
+        out: where the result is written as (C, H, W): a contiguous array of its shape and type, the half types as
+            uint16, and no part of the image.
+
+    Returns:
+        As there, or `out`.
+
+    Raises:
+        DecodeError: as there.
+        TypeError: as there.
+        ValueError: as there; an `out` that does not fit.
+    """
     if isinstance(image, torch.Tensor):
-        return _call_on_tensor(transform, image)
+        return _call_on_tensor(transform, image, seed, out)
     if isinstance(image, (bytes, bytearray, memoryview)):
         engine = _engine(transform, "NCHW", "torch")
-        return engine.results(engine.transformer.encoded(bytes(image), _seed()), _tensor)
+        return engine.run(engine.transformer.encoded, bytes(image), seed, out, _tensor)
+    # A result in `out` has the layout of a tensor.
+    layout: Literal["NCHW", "NHWC"] = "NHWC" if out is None else "NCHW"
     if isinstance(image, np.ndarray):
-        engine = _engine(transform, "NHWC", "torch")
-        made = engine.transformer.pixels(_pixels(image, image.shape), _seed())
-        return engine.results(made, lambda array, _: array[..., 0] if image.ndim == 2 else array)
+        engine, pixels = _engine(transform, layout, "torch"), _pixels(image, image.shape)
+        finish = _first_channel if image.ndim == 2 else _unchanged
+        return engine.run(engine.transformer.pixels, pixels, seed, out, finish)
     pil = sys.modules.get("PIL.Image")
     if pil is not None and isinstance(image, pil.Image):
         if image.mode not in ("L", "RGB"):
             raise ValueError(f"a PIL image must have mode 'L' or 'RGB', got {image.mode!r}: convert it first")
-        engine = _engine(transform, "NHWC", "pillow")
-        pixels = np.asarray(image)
-        made = engine.transformer.pixels(_pixels(pixels, pixels.shape), _seed())
-        return engine.results(made, lambda array, _: pil.fromarray(array[..., 0] if image.mode == "L" else array))
+        given = np.asarray(image)
+        engine, pixels = _engine(transform, layout, "pillow"), _pixels(given, given.shape)
+        drop = _first_channel if image.mode == "L" else _unchanged
+        return engine.run(
+            engine.transformer.pixels, pixels, seed, out, lambda array, dtype: pil.fromarray(drop(array, dtype))
+        )
     kind = type(image)
     raise TypeError(
         "an image must be bytes, a PIL image, a uint8 tensor (C, H, W) or a uint8 numpy array (H, W, C), "
@@ -66,7 +113,7 @@ def call(transform: Transform, image: Any) -> Any:
     )
 
 
-def _call_on_tensor(transform: Transform, image: torch.Tensor) -> Any:
+def _call_on_tensor(transform: Transform, image: torch.Tensor, seed: int | None, out: Array | None) -> Any:
     if image.dtype != torch.uint8 or image.ndim != 3 or image.device.type != "cpu":
         raise ValueError(
             f"a tensor must be uint8 (C, H, W) on the CPU, got {image.dtype} {tuple(image.shape)} on {image.device}"
@@ -74,11 +121,9 @@ def _call_on_tensor(transform: Transform, image: torch.Tensor) -> Any:
     engine = _engine(transform, "NCHW", "torch")
     pixels = image.permute(1, 2, 0)
     if pixels.is_contiguous():
-        made = engine.transformer.pixels(_pixels(pixels.numpy(), image.shape), _seed())
-    else:
-        _check_pixels(pixels.numpy(), image.shape)
-        made = engine.transformer.planes(image.contiguous().numpy(), _seed())
-    return engine.results(made, _tensor)
+        return engine.run(engine.transformer.pixels, _pixels(pixels.numpy(), image.shape), seed, out, _tensor)
+    _check_pixels(pixels.numpy(), image.shape)
+    return engine.run(engine.transformer.planes, image.contiguous().numpy(), seed, out, _tensor)
 
 
 def _pixels(image: Array, shape: tuple[int, ...]) -> Array:
@@ -100,18 +145,31 @@ def _tensor(array: Array, dtype: torch.dtype) -> torch.Tensor:
     return tensor.view(dtype) if tensor.dtype == torch.uint16 else tensor
 
 
+def _unchanged(array: Array, _: torch.dtype) -> Array:
+    return array
+
+
+def _first_channel(array: Array, _: torch.dtype) -> Array:
+    return array[..., 0]
+
+
 def _seed() -> int:
     """Draw a seed from torch's default generator."""
     return int(torch.empty((), dtype=torch.int64).random_().item())
 
 
 def _engine(transform: Transform, layout: Literal["NCHW", "NHWC"], kernels: Literal["torch", "pillow"]) -> _Engine:
-    """Return what carries out a transform; float results are (C, H, W) whatever comes in."""
+    """Return what carries out a transform on tensors ("NCHW") or arrays; "pillow" stands for PIL images."""
     engines: dict[tuple[str, str], _Engine] = transform.engines
     if (layout, kernels) not in engines:
         chains = lower_views(transform)
-        views = [
-            chain.view(layout=layout if chain.dtype == torch.uint8 else "NCHW", kernels=kernels) for chain in chains
+        tensors = [
+            chain.dtype != torch.uint8 or (kernels == "pillow" and chain.tensors_from is not None) for chain in chains
         ]
-        engines[layout, kernels] = _Engine(chains, Transformer(views, MAX_PIXELS), is_multi(transform))
+        views = [
+            chain.view(layout="NCHW" if tensor else layout, kernels=kernels)
+            for chain, tensor in zip(chains, tensors, strict=True)
+        ]
+        dtypes = [chain.dtype for chain in chains]
+        engines[layout, kernels] = _Engine(Transformer(views, MAX_PIXELS), dtypes, tensors, is_multi(transform))
     return engines[layout, kernels]

@@ -26,11 +26,11 @@ class Compose(Transform):
     Source: torchvision.transforms.v2.Compose.
 
     Args:
-        transforms: what happens, in order. What stands before ToDtype works on 8-bit pixels, what stands behind it on
-            floats.
+        transforms: what happens, in order. What stands before ToDtype or ToTensor works on 8-bit pixels, what stands
+            behind it on floats.
         kernels: whose pixels the operations give where libraries differ in the last bits: "torch" (torchvision on
-            uint8 tensors) or "pillow" (torchvision on PIL images). None: "pillow" when called on a PIL image, else
-            "torch".
+            uint8 tensors) or "pillow" (torchvision on PIL images, up to a PILToTensor in the chain). None: "pillow"
+            when called on a PIL image, else "torch".
 
     Raises:
         TypeError: something that is not a transform of vit_rs.

@@ -11,7 +11,7 @@ from vit_rs._core import View
 from vit_rs.transforms.base import PixelTransform, Transform
 from vit_rs.transforms.erasing import RandomErasing
 from vit_rs.transforms.multi_crop import MultiCrop
-from vit_rs.transforms.values import Normalize, ToDtype
+from vit_rs.transforms.values import Normalize, PILToTensor, ToDtype, ToTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,15 +28,26 @@ class Lowered:
 
     ops: list[Op]
     float_ops: list[Op]
-    to_dtype: ToDtype | None
+    to_dtype: ToDtype | ToTensor | None
     # Done to values as they are written, after all operations but the erasing ones.
     normalize: Normalize | None
     kernels: Literal["torch", "pillow"] | None
+    # The first operation behind a PILToTensor.
+    tensors_from: int | None
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the values at the chain's end."""
         return torch.uint8 if self.to_dtype is None else self.to_dtype.dtype
+
+    @property
+    def unit(self) -> Literal["one", "multiplied", "divided"] | None:
+        """What 8-bit values are measured in as floats; None where they stay bytes."""
+        if self.to_dtype is None:
+            return None
+        if isinstance(self.to_dtype, ToTensor):
+            return "divided"
+        return "multiplied" if self.to_dtype.scale else "one"
 
     def view(
         self,
@@ -52,7 +63,8 @@ class Lowered:
             self.ops,
             self.float_ops,
             kernels=self.kernels or kernels,
-            scale=None if self.to_dtype is None else self.to_dtype.scale,
+            tensors_from=self.tensors_from,
+            unit=self.unit,
             normalize=None if normalize is None else (list(normalize.mean), list(normalize.std)),
             dtype=str(dtype or self.dtype).removeprefix("torch."),
             layout=layout,
@@ -69,11 +81,15 @@ def lower(transform: Transform | None) -> Lowered:
     """
     ops: list[Op] = []
     floats: list[Normalize | PixelTransform] = []
-    to_dtype: ToDtype | None = None
+    to_dtype: ToDtype | ToTensor | None = None
+    tensors_from: int | None = None
     for step in () if transform is None else _steps(transform):
-        if isinstance(step, ToDtype):
+        if isinstance(step, PILToTensor):
+            if tensors_from is None:
+                tensors_from = len(ops)
+        elif isinstance(step, (ToDtype, ToTensor)):
             if to_dtype is not None:
-                raise ValueError(f"{step} is a second conversion; one ToDtype is possible")
+                raise ValueError(f"{step} is a second conversion; one ToDtype or ToTensor is possible")
             to_dtype = None if step.dtype == torch.uint8 else step
         elif isinstance(step, (Normalize, PixelTransform)):
             if to_dtype is not None:
@@ -81,7 +97,9 @@ def lower(transform: Transform | None) -> Lowered:
             elif isinstance(step, PixelTransform):
                 ops.append(step._op())  # noqa: SLF001  (a method of our own classes)
             else:
-                raise ValueError(f"{step} needs float values: put ToDtype(torch.float32, scale=True) before it")
+                raise ValueError(
+                    f"{step} needs float values: put ToDtype(torch.float32, scale=True) or ToTensor() before it"
+                )
         else:
             raise ValueError(  # noqa: TRY004  (a transform, but in a wrong place)
                 f"{step} makes several views: it stands alone, and what all views share stands in each"
@@ -93,7 +111,7 @@ def lower(transform: Transform | None) -> Lowered:
     if not all(isinstance(step, RandomErasing) for step in rest):
         normalize, rest = None, floats
     float_ops = [step._op() for step in rest]  # noqa: SLF001
-    return Lowered(ops, float_ops, to_dtype, normalize, getattr(transform, "kernels", None))
+    return Lowered(ops, float_ops, to_dtype, normalize, getattr(transform, "kernels", None), tensors_from)
 
 
 def is_multi(transform: Transform | None) -> bool:

@@ -17,9 +17,35 @@ if TYPE_CHECKING:
 
     from vit_rs._core import Op
 
-__all__ = ["Normalize", "ToDtype"]
+__all__ = ["Normalize", "PILToTensor", "ToDtype", "ToTensor"]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class PILToTensor(Transform):
+    """Make a tensor of a PIL image; no value changes.
+
+    Source: torchvision.transforms.v2.PILToTensor, and ToImage there. In a chain that is called on a PIL image, and in a
+    `Compose(..., kernels="pillow")`, what stands before it gives the pixels that torchvision gives on PIL images, what
+    stands behind it those on uint8 tensors; the PIL image comes out as such a tensor (C, H, W). In other chains, and
+    behind another one or ToDtype, it does nothing.
+    """
+
+
+@dataclass(frozen=True)
+class ToTensor(Transform):
+    """Convert to a float32 tensor (C, H, W), values divided by 255.
+
+    Source: torchvision.transforms.ToTensor; ConvertImageDtype(torch.float32) of the same, older half of torchvision
+    divides too. ToDtype with `scale` multiplies by 1/255: of the 256 values, 126 become another float. Transforms that
+    follow work on float32, as behind ToDtype.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the values afterwards: torch.float32."""
+        return torch.float32
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ use vit_rs_core::augment::spec::{RandomHorizontalFlip, RandomResizedCrop, Spec};
 use vit_rs_core::decode::{Decoder, Header, MAX_PIXELS};
 use vit_rs_core::emit::{Dtype, Emit, Layout, Values};
 use vit_rs_core::image::{ImageView, Size};
+use vit_rs_core::line::Unit;
 use vit_rs_core::resample::taps::Filter;
 use vit_rs_core::rng::EpochKey;
 
@@ -90,7 +91,7 @@ fn measure(
     let ops = vec![Arc::new(crop) as _, Arc::new(RandomHorizontalFlip(0.5)) as _];
     let spec = Spec::new(ops, Vec::new(), Kernels::Torch)?;
     let normalize = Some((MEAN.to_vec(), STD.to_vec()));
-    let values = Values::Float { scale: true, normalize };
+    let values = Values::Float { unit: Unit::MULTIPLIED, normalize };
     let emit = Emit::new(SIZE, 3, Layout::Nchw, Dtype::F32, &values)?;
     let mut floats = vec![0_f32; SIZE.pixels() * 3];
     let (mut decoder, mut canvas, mut bare) =
@@ -115,7 +116,7 @@ fn measure(
                         0 => {}
                         1 => bare.write(view, mirrored, &mut floats)?,
                         _ => {
-                            let view = canvas.apply(view, plan.kernels, steps)?;
+                            let view = canvas.apply(view, steps)?;
                             emit.write(view, mirrored, bytemuck::cast_slice_mut(&mut floats))?;
                         }
                     }

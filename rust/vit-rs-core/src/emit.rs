@@ -1,6 +1,6 @@
 //! The last pass: mirror, normalise, cast and layout in one store into the batch.
 //!
-//! Floats are computed in torchvision's order of f32 roundings (times 1/255, minus mean, over std): equal bits on every
+//! Floats are computed in torchvision's order of f32 roundings (times 1/255 or over 255, minus mean, over std): equal bits on every
 //! CPU, whatever the output type.
 
 use half::{bf16, f16};
@@ -10,7 +10,7 @@ use crate::augment::plan::Fill;
 use crate::error::{Error, Result};
 use crate::image::{ImageView, Pixels, Rect, Size};
 use crate::line::{
-    Channels, Converter, Element, Float, Normalization, Source, deal, deinterleave, mirror,
+    Channels, Converter, Element, Float, Normalization, Unit, deal, deinterleave, mirror,
 };
 use crate::patchify::Order;
 use crate::simd::{Level, Stream};
@@ -63,20 +63,20 @@ pub enum Values {
     Raw,
     /// They become floats.
     Float {
-        /// Divide by 255 first.
-        scale: bool,
-        /// Mean and standard deviation, of the values after scaling; one of each for each channel, or one for all.
+        /// Their unit.
+        unit: Unit,
+        /// Mean and standard deviation, of the values in that unit; one of each for each channel, or one for all.
         normalize: Option<(Vec<f32>, Vec<f32>)>,
     },
 }
 
 impl Values {
-    /// What 8-bit values are multiplied by where they become floats.
+    /// The unit of 8-bit values where they become floats.
     #[must_use]
-    pub const fn unit(&self) -> f32 {
+    pub const fn unit(&self) -> Unit {
         match self {
-            Self::Float { scale: true, .. } => u8::UNIT,
-            _ => 1.0,
+            Self::Float { unit, .. } => *unit,
+            Self::Raw => Unit::ONE,
         }
     }
 }
@@ -121,7 +121,7 @@ pub struct Emit {
     channels: usize,
     layout: Layout,
     dtype: Dtype,
-    unit: f32,
+    unit: Unit,
     /// None where values stay as they are.
     converter: Option<Converter>,
     /// Of the result that images become a part of.
@@ -153,12 +153,12 @@ impl Emit {
         }
         let converter = match (dtype, values) {
             (Dtype::U8, Values::Raw) => None,
-            (Dtype::F16 | Dtype::Bf16 | Dtype::F32, Values::Float { scale, normalize }) => {
+            (Dtype::F16 | Dtype::Bf16 | Dtype::F32, Values::Float { unit, normalize }) => {
                 let normalization = match normalize {
                     Some((mean, std)) => Normalization::new(channels, mean, std)?,
                     None => Normalization::new(channels, &[0.0], &[1.0])?,
                 };
-                Some(Converter::new(&normalization, *scale, size.width))
+                Some(Converter::new(&normalization, *unit, size.width))
             }
             (Dtype::U8, Values::Float { .. }) => {
                 return Err(Error::argument("normalised values do not fit uint8"));
@@ -180,9 +180,9 @@ impl Emit {
         Self { result_bytes: bytes, ..self }
     }
 
-    /// What 8-bit values are multiplied by, see [`Values::unit`].
+    /// The unit of 8-bit values, see [`Values::unit`].
     #[must_use]
-    pub const fn unit(&self) -> f32 {
+    pub const fn unit(&self) -> Unit {
         self.unit
     }
 
@@ -223,7 +223,7 @@ impl Emit {
         self.size.pixels() * self.channels * self.dtype.bytes()
     }
 
-    /// Writes one image into its place. Floats have been scaled already, and are normalised and cast only.
+    /// Writes one image into its place. Floats have their unit already, and are normalised and cast only.
     ///
     /// # Errors
     /// [`Error::Argument`] when the image or the place have another size, the place is not aligned to its type, or
@@ -492,8 +492,10 @@ mod tests {
     #[test]
     fn float_values() {
         let image = ImageView::new(&[0, 51, 255], Size::new(1, 1), 3, 3).unwrap();
-        let values =
-            Values::Float { scale: true, normalize: Some((vec![0.5], vec![0.25, 0.5, 1.0])) };
+        let values = Values::Float {
+            unit: Unit::MULTIPLIED,
+            normalize: Some((vec![0.5], vec![0.25, 0.5, 1.0])),
+        };
         let emit = Emit::new(Size::new(1, 1), 3, Layout::Nchw, Dtype::F32, &values).unwrap();
         let mut place = [0.0f32; 3];
         emit.write(image, false, bytemuck::cast_slice_mut(&mut place)).unwrap();
@@ -509,7 +511,7 @@ mod tests {
             columns in 1..4_usize,
             patch in (1..5_usize, prop_oneof![1..6_usize, Just(16)]),
             mirrored: bool,
-            scale: bool,
+            unit in prop_oneof![Just(Unit::ONE), Just(Unit::MULTIPLIED), Just(Unit::DIVIDED)],
             normalized: bool,
             seed: u8,
         ) {
@@ -519,11 +521,15 @@ mod tests {
                 (0..size.pixels() * channels).map(|i| (i as u8).wrapping_mul(37).wrapping_add(seed)).collect();
             let image = ImageView::new(&data, size, channels, size.width * channels).unwrap();
             let normalize = normalized.then(|| (vec![0.4], (0..channels).map(|c| 0.2 + c as f32).collect()));
-            let values = Values::Float { scale, normalize: normalize.clone() };
+            let values = Values::Float { unit, normalize: normalize.clone() };
             let value = |y: usize, x: usize, c: usize| {
                 let x = if mirrored { size.width - 1 - x } else { x };
                 let byte = data[(y * size.width + x) * channels + c];
-                let value = f32::from(byte) * if scale { 1.0 / 255.0 } else { 1.0 };
+                let value = match unit {
+                    Unit::MULTIPLIED => f32::from(byte) * (1.0 / 255.0),
+                    Unit::DIVIDED => f32::from(byte) / 255.0,
+                    _ => f32::from(byte),
+                };
                 normalize.as_ref().map_or(value, |(mean, std)| (value - mean[0]) / std[c])
             };
             let places = |y: usize, x: usize, c: usize, layout: Layout| match layout {
@@ -570,7 +576,7 @@ mod tests {
     fn contradictions_are_refused() {
         let make =
             |dtype, values: &Values| Emit::new(Size::new(4, 4), 3, Layout::Nchw, dtype, values);
-        let normalize = |mean, std| Values::Float { scale: true, normalize: Some((mean, std)) };
+        let normalize = |mean, std| Values::Float { unit: Unit::ONE, normalize: Some((mean, std)) };
         assert!(make(Dtype::F32, &Values::Raw).is_err());
         assert!(make(Dtype::U8, &normalize(vec![0.0], vec![1.0])).is_err());
         assert!(make(Dtype::F32, &normalize(vec![0.0; 2], vec![1.0])).is_err());

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::line::{
-    Channels, Converter, Element, Float, Normalization, Source, collect, deal, deinterleave,
+    Channels, Converter, Element, Float, Normalization, Source, Unit, collect, deal, deinterleave,
     interleave,
 };
 use crate::parallel;
@@ -172,7 +172,7 @@ pub fn patchify_normalized<S: Source, D: Float>(
     if geometry.values() == 0 {
         return geometry.check(images, patches);
     }
-    let converter = Converter::new(normalization, true, geometry.width);
+    let converter = Converter::new(normalization, Unit::MULTIPLIED, geometry.width);
     cut(geometry, &converter, images, patches, threads)
 }
 

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use crate::augment::canvas::Canvas;
 use crate::augment::float::FloatCanvas;
-use crate::augment::plan::{Kernels, Plan, Split, Step};
+use crate::augment::plan::{Plan, Split, Step};
 use crate::augment::spec::Spec;
 use crate::decode::{Decoder, Header, Orientation, Scale};
 use crate::emit::{Emit, Output};
 use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView, Pixels, Rect, Size};
+use crate::line::Unit;
 use crate::memory::Recycler;
 use crate::rng::EpochKey;
 use crate::slot::{Part, Slot};
@@ -48,7 +49,7 @@ pub enum Form {
 
 impl Form {
     /// What 8-bit values are multiplied by where they become floats.
-    fn unit(&self) -> f32 {
+    fn unit(&self) -> Unit {
         match self {
             Self::Fixed(emit) => emit.unit(),
             Self::Ragged(output) => output.values.unit(),
@@ -190,11 +191,10 @@ impl Canvases {
     pub(crate) fn apply<'a>(
         &'a mut self,
         source: ImageView<'a>,
-        kernels: Kernels,
         split: &Split<'_>,
-        unit: f32,
+        unit: Unit,
     ) -> Result<Pixels<'a>> {
-        let bytes = self.bytes.apply(source, kernels, split.steps)?;
+        let bytes = self.bytes.apply(source, split.steps)?;
         if split.float_steps.is_empty() {
             return Ok(bytes.into());
         }
@@ -335,7 +335,7 @@ impl Pipeline {
             for (((view, plan), place), emit) in views {
                 let split = plan.split();
                 let source = prepared.part(split.region)?;
-                let finished = canvases.apply(source, plan.kernels, &split, view.form.unit())?;
+                let finished = canvases.apply(source, &split, view.form.unit())?;
                 lap(&mut tally.augment);
                 place.write(&view.form, emit, finished, &split)?;
                 lap(&mut tally.emit);

@@ -2,12 +2,12 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use crate::augment::plan::Split;
 use crate::augment::spec::Spec;
 use crate::emit::{Emit, Output};
 use crate::error::{Error, Result};
-use crate::image::{ImageBuf, ImageView, Size};
+use crate::image::{ImageBuf, ImageView, Pixels, Size};
 use crate::line::interleave;
-use crate::memory::Buffer;
 use crate::pipeline::{Decoding, KEPT, Tools, emit_for, prepare, write};
 use crate::rng::EpochKey;
 use crate::simd::Level;
@@ -59,25 +59,25 @@ impl Transformer {
         Self { views, decoding, tools: Mutex::default() }
     }
 
-    /// Makes the views of one image, each in a buffer that `room` gives for its bytes.
+    /// Makes the views of one image and gives them to `take`, one by one.
     ///
     /// # Errors
-    /// [`Error`] when the image cannot be decoded, does not fit a view, or there is no memory.
+    /// [`Error`] when the image cannot be decoded or does not fit a view, and what `take` says.
     pub fn run(
         &self,
         image: Image<'_>,
         key: EpochKey,
-        room: impl Fn(usize) -> Result<Buffer>,
-    ) -> Result<Vec<(Buffer, Emit)>> {
+        take: impl FnMut(Finished<'_>) -> Result<()>,
+    ) -> Result<()> {
         let kept = || self.tools.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kit = kept().pop().unwrap_or_default();
         let made = match image {
-            Image::Encoded(bytes) => self.make(&mut kit, Item::Encoded(bytes), key, room),
-            Image::Pixels(pixels) => self.make(&mut kit, Item::Pixels(pixels), key, room),
+            Image::Encoded(bytes) => self.make(&mut kit, Item::Encoded(bytes), key, take),
+            Image::Pixels(pixels) => self.make(&mut kit, Item::Pixels(pixels), key, take),
             Image::Planes { values, size, channels } => {
                 let mut packed = std::mem::take(&mut kit.packed);
                 let made = interleaved(values, size, channels, &mut packed)
-                    .and_then(|pixels| self.make(&mut kit, Item::Pixels(pixels), key, room));
+                    .and_then(|pixels| self.make(&mut kit, Item::Pixels(pixels), key, take));
                 kit.packed = packed;
                 made
             }
@@ -93,26 +93,45 @@ impl Transformer {
         kit: &mut Kit,
         item: Item<'_>,
         key: EpochKey,
-        room: impl Fn(usize) -> Result<Buffer>,
-    ) -> Result<Vec<(Buffer, Emit)>> {
+        mut take: impl FnMut(Finished<'_>) -> Result<()>,
+    ) -> Result<()> {
         let Kit { tools: Tools { decoder, canvases, turned, .. }, emits, largest, .. } = kit;
         emits.resize(self.views.len(), None);
         let specs = self.views.iter().map(|(spec, _)| spec);
         let prepared = prepare(decoder, turned, item, self.decoding, specs, key, 0)?;
         *largest = prepared.most_pixels();
-        let mut made = Vec::with_capacity(self.views.len());
         for (((_, output), plan), emit) in self.views.iter().zip(&prepared.plans).zip(emits) {
             let split = plan.split();
             let (source, unit) = (prepared.part(split.region)?, output.values.unit());
-            let finished = canvases.apply(source, plan.kernels, &split, unit)?;
+            let finished = canvases.apply(source, &split, unit)?;
             let emit = emit_for(emit, output, finished.size(), finished.channels())?;
-            let mut buffer = room(emit.bytes())?;
-            let bytes = buffer.as_mut_slice().get_mut(..emit.bytes());
-            let bytes = bytes.ok_or_else(|| Error::Memory(emit.bytes()))?;
-            write(emit, finished, &split, bytes)?;
-            made.push((buffer, emit.clone()));
+            take(Finished { emit, pixels: finished, split })?;
         }
-        Ok(made)
+        Ok(())
+    }
+}
+
+/// A view whose pixels are ready, but not written yet.
+#[derive(Debug)]
+pub struct Finished<'a> {
+    emit: &'a Emit,
+    pixels: Pixels<'a>,
+    split: Split<'a>,
+}
+
+impl Finished<'_> {
+    /// How it is written.
+    #[must_use]
+    pub fn emit(&self) -> &Emit {
+        self.emit
+    }
+
+    /// Writes it to `place`, which has [`Emit::bytes`] bytes, aligned to their type.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for another place.
+    pub fn write(self, place: &mut [u8]) -> Result<()> {
+        write(self.emit, self.pixels, &self.split, place)
     }
 }
 

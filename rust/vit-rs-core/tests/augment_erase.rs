@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use vit_rs_core::augment::plan::Fill;
 use vit_rs_core::emit::{Dtype, Emit, Layout, Values};
 use vit_rs_core::image::{ImageView, Rect, Size};
+use vit_rs_core::line::Unit;
 use vit_rs_core::patchify::Order;
 use vit_rs_core::rng::Stream;
 
@@ -85,7 +86,7 @@ proptest! {
             for dtype in [Dtype::U8, Dtype::F16, Dtype::Bf16, Dtype::F32] {
                 let values = match dtype {
                     Dtype::U8 => Values::Raw,
-                    _ => Values::Float { scale: true, normalize: Some((vec![0.5], vec![0.25])) },
+                    _ => Values::Float { unit: Unit::MULTIPLIED, normalize: Some((vec![0.5], vec![0.25])) },
                 };
                 let emit = Emit::new(size, channels, layout, dtype, &values).unwrap();
                 let mut room = vec![0_u64; emit.bytes().div_ceil(8)];
@@ -141,7 +142,7 @@ fn wrong_rectangles_and_fills_are_refused() {
 
 #[test]
 fn float_images_are_normalised_but_not_scaled() {
-    let values = Values::Float { scale: true, normalize: Some((vec![0.5], vec![0.25])) };
+    let values = Values::Float { unit: Unit::MULTIPLIED, normalize: Some((vec![0.5], vec![0.25])) };
     let emit = Emit::new(Size::new(1, 2), 1, Layout::Nchw, Dtype::F32, &values).unwrap();
     let image = ImageView::new(&[0.25, 1.0_f32], Size::new(1, 2), 1, 2).unwrap();
     let mut place = [0.0_f32; 2];

@@ -6,6 +6,7 @@ use vit_rs_core::augment::canvas::Canvas;
 use vit_rs_core::augment::float::FloatCanvas;
 use vit_rs_core::augment::plan::{Affine, Border, Color, Fill, Kernels, Sampling, Step};
 use vit_rs_core::image::{ImageView, Rect, Size};
+use vit_rs_core::line::Unit;
 use vit_rs_core::resample::taps::Filter;
 
 /// A step and how far, in levels of 255, its result on bytes may be from that on floats.
@@ -24,7 +25,8 @@ fn steps(size: Size) -> impl Strategy<Value = (Step, f32)> {
     let affine = prop::array::uniform6(-1.5..1.5).prop_map(move |mut inverse| {
         inverse[2] *= 9.0;
         inverse[5] *= 9.0;
-        Step::Affine(Affine { inverse, size, sampling: Sampling::Bilinear, fill: Some([9; 3]) })
+        let map = Affine { inverse, size, sampling: Sampling::Bilinear, fill: Some([9; 3]) };
+        Step::Affine(map, Kernels::Torch)
     });
     let blur = (0..5_usize, 0..5_usize, 0.3..4.0).prop_map(|(height, width, sigma)| {
         let kernel = Size::new(2 * height + 1, 2 * width + 1);
@@ -51,12 +53,13 @@ fn steps(size: Size) -> impl Strategy<Value = (Step, f32)> {
         rect.prop_map(|rect| (Step::Erase { rect, fill: Fill::Constant(vec![31.0]) }, 0.0)),
         // Bytes are rounded between the passes too; cubic kernels overshoot there, and are left out.
         (1..20_usize, 1..20_usize).prop_map(|(height, width)| {
-            (Step::Resize { size: Size::new(height, width), filter: Filter::Bilinear }, 1.5)
+            let (size, filter) = (Size::new(height, width), Filter::Bilinear);
+            (Step::Resize { size, filter, kernels: Kernels::Torch }, 1.5)
         }),
         affine.prop_map(|step| (step, 0.501)),
         blur.prop_map(|step| (step, 0.501)),
         // Factors cut the gray and the result to whole numbers.
-        color.prop_map(|color| (Step::Color(color), 4.001)),
+        color.prop_map(|color| (Step::Color(color, Kernels::Torch), 4.001)),
     ]
 }
 
@@ -74,11 +77,14 @@ proptest! {
         let data: Vec<u8> = (0..size.pixels() * channels).map(|_| stream.next_u32() as u8).collect();
         let image = ImageView::new(&data, size, channels, size.width * channels).unwrap();
         let mut canvas = Canvas::default();
-        let bytes = canvas.apply(image, Kernels::Torch, std::slice::from_ref(&step)).unwrap();
+        let bytes = canvas.apply(image, std::slice::from_ref(&step)).unwrap();
         // Colours take 1 for white; everything else takes values as they come.
-        let white = if matches!(step, Step::Color(_)) { 255.0 } else { 1.0 };
+        let (white, unit) = match step {
+            Step::Color(..) => (255.0, Unit::MULTIPLIED),
+            _ => (1.0, Unit::ONE),
+        };
         let mut floats = FloatCanvas::default();
-        let floats = floats.apply(image, 1.0 / white, std::slice::from_ref(&step)).unwrap();
+        let floats = floats.apply(image, unit, std::slice::from_ref(&step)).unwrap();
         prop_assert_eq!((floats.size(), floats.channels()), (bytes.size(), bytes.channels()));
         for y in 0..bytes.size().height {
             for (&byte, &float) in bytes.row(y).iter().zip(floats.row(y)) {
@@ -92,10 +98,10 @@ proptest! {
         let mut stream = vit_rs_core::rng::Stream::keyed(seed);
         let data: Vec<u8> = (0..48).map(|_| stream.next_u32() as u8).collect();
         let image = ImageView::new(&data, Size::new(4, 4), 3, 12).unwrap();
-        let chain = vec![Step::FlipVertical, Step::Color(Color::Invert)];
+        let chain = vec![Step::FlipVertical, Step::Color(Color::Invert, Kernels::Torch)];
         let step = Step::Mix { keep, chains: vec![(0.25, chain), (0.5, Vec::new())] };
         let mut canvas = FloatCanvas::default();
-        let mixed = canvas.apply(image, 1.0 / 255.0, &[step]).unwrap();
+        let mixed = canvas.apply(image, Unit::DIVIDED, &[step]).unwrap();
         for y in 0..4 {
             for (x, &value) in mixed.row(y).iter().enumerate() {
                 let of = |y: usize| f32::from(image.row(y)[x]) / 255.0;
@@ -121,7 +127,8 @@ fn wrong_steps_are_refused() {
         },
     ] {
         let mut canvas = FloatCanvas::default();
-        let made = canvas.apply(image, 1.0, std::slice::from_ref(&step)).map(|view| view.size());
+        let made =
+            canvas.apply(image, Unit::ONE, std::slice::from_ref(&step)).map(|view| view.size());
         // The crop of the mix keeps the height only.
         assert!(made.is_err(), "{step:?}");
     }

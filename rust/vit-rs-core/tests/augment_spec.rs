@@ -149,3 +149,28 @@ fn a_chain_without_a_fixed_size_is_refused_for_files() {
     assert!(flips.output_size(None).is_err_and(|e| e.to_string().contains("a batch needs one")));
     assert_eq!(flips.output_size(Some(Size::new(2, 3))).unwrap(), Size::new(2, 3));
 }
+
+#[test]
+fn operations_on_tensors_give_torchs_pixels() {
+    let resize = |side| {
+        let target = Target::Exact(Size::new(side, side));
+        dynamic(Resize { target, filter: Filter::Bilinear })
+    };
+    let kernels_of = |spec: &Spec| {
+        let plan = spec.plan(Size::new(9, 9), EpochKey::new(0, 0), 0, 0).unwrap();
+        let kernels = |step: &Step| match step {
+            Step::Resize { kernels, .. } | Step::Color(_, kernels) => Some(*kernels),
+            _ => None,
+        };
+        plan.steps.iter().chain(&plan.float_steps).filter_map(kernels).collect::<Vec<_>>()
+    };
+    let ops = vec![resize(2), resize(3), resize(4)];
+    let spec = Spec::new(ops.clone(), vec![resize(5)], Kernels::Pillow).unwrap();
+    let (torch, pillow) = (Kernels::Torch, Kernels::Pillow);
+    assert_eq!(kernels_of(&spec), [pillow, pillow, pillow, torch]);
+    for (at, expected) in [(0, [torch; 3]), (2, [pillow, pillow, torch]), (9, [pillow; 3])] {
+        assert_eq!(kernels_of(&spec.clone().tensors_from(at))[..3], expected);
+    }
+    let spec = Spec::new(ops, Vec::new(), Kernels::Torch).unwrap();
+    assert_eq!(kernels_of(&spec.tensors_from(2)), [torch; 3]);
+}

@@ -26,12 +26,7 @@ impl Canvas {
     ///
     /// # Errors
     /// [`crate::error::Error::Argument`] when a crop leaves the image.
-    pub fn apply<'a>(
-        &'a mut self,
-        source: ImageView<'a>,
-        kernels: Kernels,
-        steps: &[Step],
-    ) -> Result<ImageView<'a>> {
+    pub fn apply<'a>(&'a mut self, source: ImageView<'a>, steps: &[Step]) -> Result<ImageView<'a>> {
         let level = Level::best();
         let [front, back] = &mut self.buffers;
         let (mut current, mut next) = (front, back);
@@ -46,7 +41,7 @@ impl Canvas {
                 Step::Window { top, left, size, border } => {
                     geometry::window(from, *top, *left, *size, *border, next);
                 }
-                Step::Resize { size, filter } => {
+                Step::Resize { size, filter, kernels } => {
                     let rounding = match kernels {
                         Kernels::Torch => Rounding::Torch,
                         Kernels::Pillow => Rounding::Pillow,
@@ -71,16 +66,16 @@ impl Canvas {
                 Step::Normalize { .. } => {
                     return Err(Error::argument("Normalize needs floats: put ToDtype before it"));
                 }
-                Step::Affine(map) => {
+                Step::Affine(map, kernels) => {
                     affine::check(from.size())?;
-                    affine::affine(level, from, kernels, map, &mut self.lines, next);
+                    affine::affine(level, from, *kernels, map, &mut self.lines, next);
                 }
                 Step::Mix { keep, chains } => {
                     let mixer = self.mixer.get_or_insert_default();
                     mixer.mix(level, from, *keep, chains, next)?;
                 }
-                Step::Color(color) => {
-                    color::apply(from, *color, kernels, &mut self.colors, next);
+                Step::Color(color, kernels) => {
+                    color::apply(from, *color, *kernels, &mut self.colors, next);
                 }
                 Step::GaussianBlur { kernel, sigma } => {
                     self.blur.apply(from, *kernel, *sigma, self.colors.level, next);
@@ -110,7 +105,7 @@ mod tests {
     fn window_row(left: i64, width: usize, border: Border) -> Vec<u8> {
         let mut canvas = Canvas::default();
         let step = Step::Window { top: 0, left, size: Size::new(1, width), border };
-        canvas.apply(gray(&[1, 2, 3]), Kernels::Torch, &[step]).unwrap().row(0).to_vec()
+        canvas.apply(gray(&[1, 2, 3]), &[step]).unwrap().row(0).to_vec()
     }
 
     #[test]
@@ -136,15 +131,15 @@ mod tests {
             (vec![Step::FlipHorizontal, colour(&[1.0, 2.0, 3.0])], [1, 2, 3, 6, 7, 8]),
             (vec![colour(&[1.0, 2.0, 3.0]), Step::FlipHorizontal], [9, 10, 11, 1, 2, 3]),
         ] {
-            let view = canvas.apply(image, Kernels::Torch, &steps).unwrap();
+            let view = canvas.apply(image, &steps).unwrap();
             assert_eq!(view.row(1), expected, "{steps:?}");
         }
         assert_eq!(data[6], 6);
-        let wrong = canvas.apply(image, Kernels::Torch, &[colour(&[1.0, 2.0])]).unwrap_err();
+        let wrong = canvas.apply(image, &[colour(&[1.0, 2.0])]).unwrap_err();
         assert!(wrong.to_string().contains("1 or 3 values, one for each channel, got 2"));
         let outside = Rect { left: 2, ..rect };
         let outside = Step::Erase { rect: outside, fill: Fill::Normal(1) };
-        assert!(canvas.apply(image, Kernels::Torch, &[outside]).is_err());
+        assert!(canvas.apply(image, &[outside]).is_err());
     }
 
     #[test]
@@ -154,8 +149,8 @@ mod tests {
         let mut canvas = Canvas::default();
         let crop = Step::Crop(Rect { top: 0, left: 1, height: 2, width: 1 });
         let steps = [Step::FlipVertical, Step::FlipHorizontal, crop];
-        let view = canvas.apply(image, Kernels::Torch, &steps).unwrap();
+        let view = canvas.apply(image, &steps).unwrap();
         assert_eq!((view.row(0), view.row(1)), (&[6, 7, 8][..], &[0, 1, 2][..]));
-        assert_eq!(canvas.apply(image, Kernels::Torch, &[]).unwrap().row(1), &data[6..]);
+        assert_eq!(canvas.apply(image, &[]).unwrap().row(1), &data[6..]);
     }
 }

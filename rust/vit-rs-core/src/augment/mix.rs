@@ -1,7 +1,7 @@
 //! The weighted sum of an image and of chains of it.
 
 use super::canvas::Canvas;
-use super::plan::{Kernels, Step};
+use super::plan::Step;
 use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView};
 use crate::simd::{self, Kernel, Level};
@@ -31,7 +31,7 @@ impl Mixer {
             simd::run(level, Start { weight: keep, pixels: source.row(y), sums });
         }
         for (weight, steps) in chains {
-            let chain = self.canvas.apply(source, Kernels::Torch, steps)?;
+            let chain = self.canvas.apply(source, steps)?;
             if chain.size() != size || chain.channels() != channels {
                 return Err(Error::argument(format!(
                     "a chain of a mix makes {} of {size}: only steps that keep the size can be mixed",
@@ -98,7 +98,7 @@ impl Kernel for Cut<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::augment::plan::Color;
+    use crate::augment::plan::{Color, Kernels};
     use crate::image::{Rect, Size};
 
     fn mixed(
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn sums_are_cut_in_the_order_of_the_chains() {
         let pixels: Vec<u8> = (0..=255).collect();
-        let invert = || vec![Step::Color(Color::Invert)];
+        let invert = || vec![Step::Color(Color::Invert, Kernels::Torch)];
         for (keep, a, b) in [(0.25, 0.5, 0.25), (0.1, 0.7, 0.2), (1.0, 0.0, 0.0), (0.0, 0.3, 0.7)] {
             let expected: Vec<u8> = pixels
                 .iter()

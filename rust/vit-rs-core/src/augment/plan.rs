@@ -57,15 +57,17 @@ pub enum Step {
         size: Size,
         /// The kernel.
         filter: Filter,
+        /// Whose pixels; floats are always torch's.
+        kernels: Kernels,
     },
     /// Mirror left and right.
     FlipHorizontal,
     /// Mirror top and bottom.
     FlipVertical,
     /// Turn, shear, scale and shift.
-    Affine(Affine),
+    Affine(Affine, Kernels),
     /// Change colours, pixel by pixel or by the image's histogram.
-    Color(Color),
+    Color(Color, Kernels),
     /// Convolve with a Gaussian, the border reflected.
     GaussianBlur {
         /// Height and width of the kernel, odd.
@@ -87,7 +89,7 @@ pub enum Step {
         /// The standard deviations.
         std: Vec<f32>,
     },
-    /// The weighted sum of the image and of several chains of it, each with torch's kernels; the sum is cut to 8 bits.
+    /// The weighted sum of the image and of several chains of it; the sum is cut to 8 bits.
     Mix {
         /// Weight of the image as it is.
         keep: f32,
@@ -156,10 +158,10 @@ impl Step {
             Self::Crop(rect) => rect.size(),
             Self::Window { size, .. }
             | Self::Resize { size, .. }
-            | Self::Affine(Affine { size, .. }) => *size,
+            | Self::Affine(Affine { size, .. }, _) => *size,
             Self::FlipHorizontal
             | Self::FlipVertical
-            | Self::Color(_)
+            | Self::Color(..)
             | Self::GaussianBlur { .. }
             | Self::Erase { .. }
             | Self::Normalize { .. }
@@ -173,8 +175,6 @@ impl Step {
 pub struct Plan {
     /// The stored image's size.
     pub source: Size,
-    /// Whose pixels the steps give.
-    pub kernels: Kernels,
     /// What is done to 8-bit pixels, in order.
     pub steps: Vec<Step>,
     /// What is done to floats after that.
@@ -250,10 +250,13 @@ mod tests {
     #[test]
     fn crops_are_decoded_and_flips_are_stored() {
         let crop = |top, left, height, width| Step::Crop(Rect { top, left, height, width });
-        let resize = Step::Resize { size: Size::new(4, 4), filter: Filter::Bilinear };
+        let resize = Step::Resize {
+            size: Size::new(4, 4),
+            filter: Filter::Bilinear,
+            kernels: Kernels::Torch,
+        };
         let plan = Plan {
             source: Size::new(100, 50),
-            kernels: Kernels::Torch,
             float_steps: Vec::new(),
             steps: vec![
                 crop(10, 5, 40, 30),
@@ -278,7 +281,6 @@ mod tests {
         let erase = Step::Erase { rect, fill: Fill::Constant(vec![0.5]) };
         let plan = |steps: &[&Step], float_steps: &[&Step]| Plan {
             source: Size::new(4, 4),
-            kernels: Kernels::Torch,
             steps: steps.iter().copied().cloned().collect(),
             float_steps: float_steps.iter().copied().cloned().collect(),
         };

@@ -7,10 +7,41 @@ use super::Element;
 use crate::error::{Error, Result};
 use crate::simd::{self, Kernel, Level};
 
+/// The unit of 8-bit values where they become floats. Values that are floats already keep theirs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Unit {
+    high: f32,
+    low: f32,
+}
+
+impl Unit {
+    /// One: they stay as they are.
+    pub const ONE: Self = Self { high: 1.0, low: 0.0 };
+    /// They are multiplied by 1/255, which was rounded: torchvision v2's `ToDtype(scale=True)`.
+    pub const MULTIPLIED: Self = Self { high: 1.0 / 255.0, low: 0.0 };
+    /// They are divided by 255: torchvision v1's `ToTensor`. Half of the bytes become another float than multiplied ones.
+    ///
+    /// No division is needed: a byte times the upper 16 bits of 1/255 is exact, and what the rest adds rounds to the
+    /// quotient's nearest float, for each byte.
+    pub const DIVIDED: Self = {
+        let high = f32::from_bits((1.0_f32 / 255.0).to_bits() & 0xffff_ff00);
+        Self { high, low: (1.0 / 255.0 - high as f64) as f32 }
+    };
+
+    /// A value in this unit.
+    #[must_use]
+    #[inline(always)]
+    pub fn of(self, value: u8) -> f32 {
+        let value = f32::from(value);
+        value * self.high + value * self.low
+    }
+}
+
 /// A value to convert from.
 pub trait Source: Element {
-    /// What a value is multiplied by to be of the range 0 to 1.
-    const UNIT: f32;
+    /// The value as a float.
+    #[doc(hidden)]
+    fn float(self, unit: Unit) -> f32;
     /// Writes each value of a line, converted.
     #[doc(hidden)]
     fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>);
@@ -32,7 +63,7 @@ pub trait Float: Element {
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Affine<'a> {
-    unit: f32,
+    unit: Unit,
     by: MeanStd<'a>,
 }
 
@@ -50,18 +81,18 @@ struct Convert<'a, S> {
     by: Affine<'a>,
 }
 
-impl<S: Copy + Into<f32>> Kernel for Convert<'_, S> {
+impl<S: Source> Kernel for Convert<'_, S> {
     #[inline(always)]
     fn run(self) {
         let unit = self.by.unit;
         let values = self.target.iter_mut().zip(self.source);
         match self.by.by {
             MeanStd::Uniform(mean, std) => {
-                values.for_each(|(to, &from)| *to = (from.into() * unit - mean) / std);
+                values.for_each(|(to, &from)| *to = (from.float(unit) - mean) / std);
             }
             MeanStd::Each(means, stds) => {
                 for ((to, &from), (mean, std)) in values.zip(means.iter().zip(stds)) {
-                    *to = (from.into() * unit - mean) / std;
+                    *to = (from.float(unit) - mean) / std;
                 }
             }
         }
@@ -69,28 +100,44 @@ impl<S: Copy + Into<f32>> Kernel for Convert<'_, S> {
 }
 
 impl Source for u8 {
-    const UNIT: f32 = 1.0 / 255.0;
+    #[inline(always)]
+    fn float(self, unit: Unit) -> f32 {
+        unit.of(self)
+    }
+
     fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>) {
         simd::run(level, Convert { source, target, by });
     }
 }
 
 impl Source for f32 {
-    const UNIT: f32 = 1.0;
+    #[inline(always)]
+    fn float(self, _: Unit) -> f32 {
+        self
+    }
+
     fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>) {
         simd::run(level, Convert { source, target, by });
     }
 }
 
 impl Source for f16 {
-    const UNIT: f32 = 1.0;
+    #[inline(always)]
+    fn float(self, _: Unit) -> f32 {
+        self.to_f32()
+    }
+
     fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>) {
         in_pieces(level, source, target, by);
     }
 }
 
 impl Source for bf16 {
-    const UNIT: f32 = 1.0;
+    #[inline(always)]
+    fn float(self, _: Unit) -> f32 {
+        self.to_f32()
+    }
+
     fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>) {
         in_pieces(level, source, target, by);
     }
@@ -212,18 +259,18 @@ pub(crate) enum Channels {
 /// A normalisation made ready for lines.
 #[derive(Clone, Debug)]
 pub(crate) struct Converter {
-    scaled: bool,
+    unit: Unit,
     channels: Vec<(f32, f32)>,
     /// The mean and the std of each value of a packed line.
     packed: (Vec<f32>, Vec<f32>),
 }
 
 impl Converter {
-    /// For packed lines of up to `width` pixels. With `scaled`, values are multiplied by their [`Source::UNIT`] first.
-    pub(crate) fn new(normalization: &Normalization, scaled: bool, width: usize) -> Self {
+    /// For packed lines of up to `width` pixels; `unit` is that of 8-bit values.
+    pub(crate) fn new(normalization: &Normalization, unit: Unit, width: usize) -> Self {
         let channels = normalization.channels.clone();
         let packed = channels.iter().copied().cycle().take(width * channels.len()).unzip();
-        Self { scaled, channels, packed }
+        Self { unit, channels, packed }
     }
 
     /// Writes a line, converted.
@@ -239,7 +286,7 @@ impl Converter {
             Channels::One(c) => MeanStd::Uniform(self.channels[c].0, self.channels[c].1),
             Channels::Packed => MeanStd::Each(&self.packed.0, &self.packed.1),
         };
-        let by = Affine { unit: if self.scaled { S::UNIT } else { 1.0 }, by };
+        let by = Affine { unit: self.unit, by };
         D::round(level, target, room, |target| S::convert(level, source, target, by));
     }
 }
@@ -250,6 +297,7 @@ mod tests {
     use super::*;
 
     fn check<S: Source, D: Float>(
+        unit: Unit,
         values: &[S],
         wide: impl Fn(S) -> f32,
         bits: impl Fn(D) -> u32,
@@ -257,7 +305,7 @@ mod tests {
     ) {
         let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, -0.225]);
         let normalization = Normalization::new(3, &mean, &std).unwrap();
-        let converter = Converter::new(&normalization, true, values.len().div_ceil(3));
+        let converter = Converter::new(&normalization, unit, values.len().div_ceil(3));
         let mut room = Vec::new();
         for &level in Level::all() {
             let mut target = vec![D::zeroed(); values.len()];
@@ -265,7 +313,7 @@ mod tests {
                 converter.convert(level, channels, values, &mut target, &mut room);
                 for (i, (&from, &to)) in values.iter().zip(&target).enumerate() {
                     let c = channel(i);
-                    let expected = rounded((wide(from) * S::UNIT - mean[c]) / std[c]);
+                    let expected = rounded((wide(from) - mean[c]) / std[c]);
                     assert_eq!(bits(to), expected, "{level:?}, {channels:?}, value {i}");
                 }
             };
@@ -288,20 +336,30 @@ mod tests {
         let single = (|to: f32| to.to_bits(), f32::to_bits);
         let half = (|to: f16| to.to_bits().into(), |v: f32| f16::from_f32(v).to_bits().into());
         let brain = (|to: bf16| to.to_bits().into(), |v: f32| bf16::from_f32(v).to_bits().into());
-        check(&bytes, f32::from, single.0, single.1);
-        check(&bytes, f32::from, half.0, half.1);
-        check(&bytes, f32::from, brain.0, brain.1);
-        check(&floats, |v| v, single.0, single.1);
-        check(&floats, |v| v, half.0, half.1);
-        check(&floats, |v| v, brain.0, brain.1);
-        check(&halves, f16::to_f32, brain.0, brain.1);
-        check(&brains, bf16::to_f32, half.0, half.1);
+        for unit in [Unit::ONE, Unit::MULTIPLIED, Unit::DIVIDED] {
+            let wide = |value: u8| match unit {
+                Unit::MULTIPLIED => f32::from(value) * (1.0 / 255.0),
+                Unit::DIVIDED => f32::from(value) / 255.0,
+                _ => f32::from(value),
+            };
+            check(unit, &bytes, wide, single.0, single.1);
+            check(unit, &bytes, wide, half.0, half.1);
+            check(unit, &bytes, wide, brain.0, brain.1);
+        }
+        // Floats have their unit.
+        for unit in [Unit::ONE, Unit::DIVIDED] {
+            check(unit, &floats, |v| v, single.0, single.1);
+            check(unit, &floats, |v| v, half.0, half.1);
+            check(unit, &floats, |v| v, brain.0, brain.1);
+            check(unit, &halves, f16::to_f32, brain.0, brain.1);
+            check(unit, &brains, bf16::to_f32, half.0, half.1);
+        }
     }
 
     #[test]
     fn nan_stays_nan() {
         let normalization = Normalization::new(1, &[0.0], &[1.0]).unwrap();
-        let converter = Converter::new(&normalization, false, 1);
+        let converter = Converter::new(&normalization, Unit::ONE, 1);
         for &level in Level::all() {
             let mut target = [bf16::ZERO; 2];
             // The second would be rounded to infinity by arithmetic on its bits.

@@ -7,7 +7,7 @@ mod convert;
 use bytemuck::Pod;
 
 pub(crate) use convert::{Channels, Converter};
-pub use convert::{Float, Normalization, Source};
+pub use convert::{Float, Normalization, Source, Unit};
 
 use crate::simd::{self, Kernel, Level, Stream};
 

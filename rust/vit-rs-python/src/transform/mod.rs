@@ -9,18 +9,20 @@ mod values;
 
 use std::sync::Arc;
 
-use numpy::{PyReadonlyArray3, PyUntypedArrayMethods};
+use numpy::{PyReadonlyArray3, PyReadwriteArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use vit_rs_core::augment::plan::{Affine, Color, Fill, Kernels, Plan, Sampling, Step};
 use vit_rs_core::augment::spec::{Op as CoreOp, Spec};
 use vit_rs_core::emit::{Dtype, Layout, Output, Values};
+use vit_rs_core::error::Error;
 use vit_rs_core::image::{ImageView, Size};
+use vit_rs_core::line::Unit;
 use vit_rs_core::patchify::Order;
 use vit_rs_core::pipeline::Decoding;
 use vit_rs_core::rng::EpochKey;
-use vit_rs_core::transformer::{Image, Transformer as CoreTransformer};
+use vit_rs_core::transformer::{Finished, Image, Transformer as CoreTransformer};
 
 use crate::error::to_py;
 use crate::memory::Memory;
@@ -59,24 +61,26 @@ pub struct View {
 #[pymethods]
 impl View {
     #[new]
-    #[pyo3(signature = (ops, float_ops, *, kernels, scale, normalize, dtype, layout, patch))]
+    #[pyo3(signature = (ops, float_ops, *, kernels, tensors_from, unit, normalize, dtype, layout, patch))]
     fn new(
         ops: Vec<Bound<'_, Op>>,
         float_ops: Vec<Bound<'_, Op>>,
         kernels: &str,
-        scale: Option<bool>,
+        tensors_from: Option<usize>,
+        unit: Option<&str>,
         normalize: Option<(Vec<f32>, Vec<f32>)>,
         dtype: &str,
         layout: &str,
         patch: Option<(usize, usize)>,
     ) -> PyResult<Self> {
-        let values = match scale {
+        let values = match unit {
             None => Values::Raw,
-            Some(scale) => Values::Float { scale, normalize },
+            Some(unit) => Values::Float { unit: self::unit(unit)?, normalize },
         };
         let spec = Spec::new(Op::list(&ops), Op::list(&float_ops), self::kernels(kernels)?);
         let (layout, dtype) = (self::layout(layout, patch)?, self::dtype(dtype)?);
-        Ok(Self { spec: spec.map_err(to_py)?, output: Output { layout, dtype, values } })
+        let spec = spec.map_err(to_py)?.tensors_from(tensors_from.unwrap_or(ops.len()));
+        Ok(Self { spec, output: Output { layout, dtype, values } })
     }
 
     /// The plan of one sample, for people: a line for each step.
@@ -150,7 +154,7 @@ fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
         Step::Resize { size, .. } => ("resize", whole(&[size.height, size.width])),
         Step::FlipHorizontal => ("flip_horizontal", Vec::new()),
         Step::FlipVertical => ("flip_vertical", Vec::new()),
-        Step::Affine(Affine { inverse, size, sampling, .. }) => {
+        Step::Affine(Affine { inverse, size, sampling, .. }, _) => {
             let bilinear = f64::from(*sampling == Sampling::Bilinear);
             let others = [size.height as f64, size.width as f64, bilinear];
             ("affine", inverse.iter().copied().chain(others).collect())
@@ -173,7 +177,7 @@ fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
         Step::Normalize { mean, std } => {
             ("normalize", mean.iter().chain(std).copied().map(f64::from).collect())
         }
-        Step::Color(color) => match *color {
+        Step::Color(color, _) => match *color {
             Color::Brightness(factor) => ("brightness", vec![factor]),
             Color::Contrast(factor) => ("contrast", vec![factor]),
             Color::Saturation(factor) => ("saturation", vec![factor]),
@@ -189,6 +193,9 @@ fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
     }
 }
 
+/// Where the only view is written instead of memory of its own: bytes, and the shape of the values that they are.
+type Place<'py> = (PyReadwriteArray1<'py, u8>, Vec<usize>);
+
 /// Views applied to images that come one by one.
 #[pyclass(frozen, module = "vit_rs._core", name = "Transformer")]
 struct Transformer(CoreTransformer);
@@ -203,19 +210,23 @@ impl Transformer {
     }
 
     /// Decodes and transforms a file's bytes: an array for each view.
+    #[pyo3(signature = (data, seed, out=None))]
     fn encoded<'py>(
         &self,
         data: &Bound<'py, PyBytes>,
         seed: u64,
+        out: Option<Place<'py>>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        self.run(data.py(), Image::Encoded(data.as_bytes()), seed)
+        self.run(data.py(), Image::Encoded(data.as_bytes()), seed, out)
     }
 
     /// Transforms u8 pixels (H, W, C) whose rows are contiguous: an array for each view.
+    #[pyo3(signature = (pixels, seed, out=None))]
     fn pixels<'py>(
         &self,
         pixels: PyReadonlyArray3<'py, u8>,
         seed: u64,
+        out: Option<Place<'py>>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let &[height, width, channels] = pixels.shape() else {
             return Err(PyValueError::new_err("an image has three dimensions"));
@@ -223,21 +234,23 @@ impl Transformer {
         let bytes = pixels.as_slice()?;
         let view = ImageView::new(bytes, Size::new(height, width), channels, width * channels);
         let image = Image::Pixels(view.map_err(to_py)?);
-        self.run(pixels.py(), image, seed)
+        self.run(pixels.py(), image, seed, out)
     }
 
     /// Transforms contiguous u8 planes (C, H, W): an array for each view.
+    #[pyo3(signature = (planes, seed, out=None))]
     fn planes<'py>(
         &self,
         planes: PyReadonlyArray3<'py, u8>,
         seed: u64,
+        out: Option<Place<'py>>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let &[channels, height, width] = planes.shape() else {
             return Err(PyValueError::new_err("an image has three dimensions"));
         };
         let size = Size::new(height, width);
         let image = Image::Planes { values: planes.as_slice()?, size, channels };
-        self.run(planes.py(), image, seed)
+        self.run(planes.py(), image, seed, out)
     }
 }
 
@@ -247,12 +260,48 @@ impl Transformer {
         py: Python<'py>,
         image: Image<'_>,
         seed: u64,
+        out: Option<Place<'py>>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let run = || self.0.run(image, EpochKey::new(seed, 0), Memory::buffer);
-        let arrays = py.detach(run).map_err(to_py)?.into_iter().map(|(buffer, emit)| {
+        let key = EpochKey::new(seed, 0);
+        if let Some((mut values, shape)) = out {
+            let place = values.as_slice_mut()?;
+            let take = |view: Finished<'_>| {
+                let made = view.emit().shape();
+                if made != shape {
+                    let text = format!("out has shape {shape:?}, the result has {made:?}");
+                    return Err(Error::argument(text));
+                }
+                view.write(place)
+            };
+            py.detach(|| self.0.run(image, key, take)).map_err(to_py)?;
+            return Ok(Vec::new());
+        }
+        let mut made = Vec::new();
+        let take = |view: Finished<'_>| {
+            let emit = view.emit().clone();
+            let mut buffer = Memory::buffer(emit.bytes())?;
+            let bytes = buffer.as_mut_slice().get_mut(..emit.bytes());
+            view.write(bytes.ok_or_else(|| Error::Memory(emit.bytes()))?)?;
+            made.push((buffer, emit));
+            Ok(())
+        };
+        py.detach(|| self.0.run(image, key, take)).map_err(to_py)?;
+        let arrays = made.into_iter().map(|(buffer, emit)| {
             Memory::from(buffer).into_values(py, emit.dtype(), &emit.shape())
         });
         arrays.collect()
+    }
+}
+
+fn unit(name: &str) -> PyResult<Unit> {
+    match name {
+        "one" => Ok(Unit::ONE),
+        "multiplied" => Ok(Unit::MULTIPLIED),
+        "divided" => Ok(Unit::DIVIDED),
+        _ => {
+            let text = format!("unit must be 'one', 'multiplied' or 'divided', got '{name}'");
+            Err(PyValueError::new_err(text))
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::plan::Step;
 use super::{erase, geometry};
 use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView, Size};
-use crate::line::{Channels, Converter, Normalization};
+use crate::line::{Channels, Converter, Normalization, Unit};
 use crate::resample::f32::resample;
 use crate::resample::taps::{Axis, Filter, taps};
 use crate::simd::Level;
@@ -26,21 +26,21 @@ pub struct FloatCanvas {
 }
 
 impl FloatCanvas {
-    /// Converts `source` to floats, times `unit`, applies `steps`, and returns the result.
+    /// Converts `source` to floats in `unit`, applies `steps`, and returns the result.
     ///
     /// # Errors
     /// [`Error::Argument`] when a crop leaves the image, or a step does not go with the number of channels.
     pub fn apply(
         &mut self,
         source: ImageView<'_>,
-        unit: f32,
+        unit: Unit,
         steps: &[Step],
     ) -> Result<ImageView<'_, f32>> {
         let (width, channels) = (source.size().width, source.channels());
         let values = self.buffers[0].reshape(source.size(), channels);
         for (y, row) in values.chunks_exact_mut(width * channels).enumerate() {
             let values = row.iter_mut().zip(source.row(y));
-            values.for_each(|(to, &from)| *to = f32::from(from) * unit);
+            values.for_each(|(to, &from)| *to = unit.of(from));
         }
         self.carry_out(steps)
     }
@@ -58,13 +58,13 @@ impl FloatCanvas {
                 Step::Window { top, left, size, border } => {
                     geometry::window(from, *top, *left, *size, *border, next);
                 }
-                Step::Resize { size, filter } => resize(from, *size, *filter, next)?,
+                Step::Resize { size, filter, .. } => resize(from, *size, *filter, next)?,
                 Step::FlipHorizontal => geometry::flip_horizontal(from, next),
                 Step::FlipVertical => geometry::flip_vertical(from, next),
                 Step::GaussianBlur { kernel, sigma } => {
                     blur::blur(from, *kernel, *sigma, level, next);
                 }
-                Step::Affine(map) => {
+                Step::Affine(map, _) => {
                     super::affine::check(from.size())?;
                     affine::affine(from, map, next);
                 }
@@ -73,7 +73,7 @@ impl FloatCanvas {
                     mix(mixer, from, *keep, chains, next)?;
                 }
                 // These work where the image is.
-                Step::Color(color) => {
+                Step::Color(color, _) => {
                     color::apply(*color, current.values_mut(), size, channels, level)?;
                     continue;
                 }
@@ -113,7 +113,7 @@ fn normalize(
     target: &mut ImageBuf<f32>,
 ) -> Result<()> {
     let (Size { width, .. }, channels) = (source.size(), source.channels());
-    let converter = Converter::new(&Normalization::new(channels, mean, std)?, false, width);
+    let converter = Converter::new(&Normalization::new(channels, mean, std)?, Unit::ONE, width);
     let rows = target.reshape(source.size(), channels).chunks_exact_mut(width * channels);
     for (y, row) in rows.enumerate() {
         let room = &mut Vec::new();

@@ -164,7 +164,8 @@ impl Drawing {
         let identity = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0];
         if size != self.size() || inverse.iter().zip(identity).any(|(a, b)| a - b != 0.0) {
             let Look { sampling, fill } = look;
-            self.push(Step::Affine(Affine { inverse, size, sampling, fill }));
+            let map = Affine { inverse, size, sampling, fill };
+            self.push(Step::Affine(map, self.kernels()));
         }
     }
 }

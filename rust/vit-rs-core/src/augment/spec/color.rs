@@ -41,7 +41,7 @@ impl Op for ColorJitter {
         stream.shuffle(&mut kinds);
         for (range, color) in kinds {
             if let Some((low, high)) = range {
-                drawing.push(Step::Color(color(stream.uniform(low, high))));
+                drawing.color(color(stream.uniform(low, high)));
             }
         }
         Ok(())
@@ -58,7 +58,7 @@ impl Op for Grayscale {
     }
 
     fn draw(&self, drawing: &mut Drawing, _: &mut Stream) -> Result<()> {
-        drawing.push(Step::Color(Color::Grayscale));
+        drawing.color(Color::Grayscale);
         Ok(())
     }
 }
@@ -93,7 +93,7 @@ impl Op for RandomColor {
 
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {
         if stream.chance(self.p) {
-            drawing.push(Step::Color(self.color));
+            drawing.color(self.color);
         }
         Ok(())
     }

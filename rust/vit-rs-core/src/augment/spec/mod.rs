@@ -23,7 +23,7 @@ pub use geometry::{
 pub use policy::{AugMix, AutoAugment, Policy, RandAugment, TrivialAugmentWide};
 pub use values::{ErasingValue, Normalize, RandomErasing};
 
-use super::plan::{Border, Kernels, Plan, Step};
+use super::plan::{Border, Color, Kernels, Plan, Step};
 use crate::error::{Error, Result};
 use crate::image::{Rect, Size};
 use crate::resample::taps::Filter;
@@ -122,6 +122,11 @@ impl Drawing {
         self.steps.push(step);
     }
 
+    /// Adds a change of colours.
+    pub fn color(&mut self, color: Color) {
+        self.push(Step::Color(color, self.kernels));
+    }
+
     /// Adds a crop, unless it keeps the whole image.
     pub fn crop(&mut self, rect: Rect) {
         if rect != self.size.rect() {
@@ -132,7 +137,7 @@ impl Drawing {
     /// Adds a resize, unless the size is there already.
     pub fn resize(&mut self, size: Size, filter: Filter) {
         if size != self.size {
-            self.push(Step::Resize { size, filter });
+            self.push(Step::Resize { size, filter, kernels: self.kernels });
         }
     }
 
@@ -165,11 +170,12 @@ impl Drawing {
 pub struct Spec {
     ops: Vec<Arc<dyn Op>>,
     float_ops: Vec<Arc<dyn Op>>,
-    kernels: Kernels,
+    /// How many of `ops`, the first ones, give Pillow's pixels; all others give torch's.
+    pillow: usize,
 }
 
 impl Spec {
-    /// A chain that was checked.
+    /// A chain that was checked. Operations on floats give torch's pixels whatever `kernels` are.
     ///
     /// # Errors
     /// [`Error::Argument`] for a range or probability that makes no sense.
@@ -178,7 +184,8 @@ impl Spec {
         float_ops: Vec<Arc<dyn Op>>,
         kernels: Kernels,
     ) -> Result<Self> {
-        let spec = Self { ops, float_ops, kernels };
+        let pillow = if kernels == Kernels::Pillow { ops.len() } else { 0 };
+        let spec = Self { ops, float_ops, pillow };
         spec.all().try_for_each(Op::check)?;
         spec.check_for(None)?;
         let count = spec.all().map(Op::count).fold(0, usize::saturating_add);
@@ -186,6 +193,12 @@ impl Spec {
             return Err(Error::argument(format!("{count} operations; 65535 are possible")));
         }
         Ok(spec)
+    }
+
+    /// The same chain on images that become tensors before operation `at`: from there on it gives torch's pixels.
+    #[must_use]
+    pub fn tensors_from(self, at: usize) -> Self {
+        Self { pillow: self.pillow.min(at), ..self }
     }
 
     /// Looks whether every operation goes with images of so many channels (None: not known yet).
@@ -209,15 +222,18 @@ impl Spec {
     /// # Errors
     /// [`Error::Sample`] when the image is too small for a crop.
     pub fn plan(&self, source: Size, key: EpochKey, draw: u64, view: u16) -> Result<Plan> {
-        let kernels = self.kernels;
+        let kernels = Kernels::Pillow;
         let steps = Vec::with_capacity(self.ops.len() + 1);
         let (operations, floats, size) = (0, false, source);
         let mut drawing = Drawing { key, draw, view, operations, kernels, floats, size, steps };
-        self.ops.iter().try_for_each(|op| drawing.run(&**op))?;
+        let (pillow, torch) = self.ops.split_at(self.pillow.min(self.ops.len()));
+        pillow.iter().try_for_each(|op| drawing.run(&**op))?;
+        drawing.kernels = Kernels::Torch;
+        torch.iter().try_for_each(|op| drawing.run(&**op))?;
         let steps = std::mem::take(&mut drawing.steps);
         drawing.floats = true;
         self.float_ops.iter().try_for_each(|op| drawing.run(&**op))?;
-        Ok(Plan { source, kernels, steps, float_steps: drawing.steps })
+        Ok(Plan { source, steps, float_steps: drawing.steps })
     }
 
     /// The size that every view has, when all images have size `input` (None: any).

@@ -248,7 +248,7 @@ impl Entry {
             Name::Equalize => Color::Equalize,
             Name::Invert => Color::Invert,
         };
-        drawing.push(Step::Color(color));
+        drawing.color(color);
     }
 }
 
