@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from vit_rs.data.dropin.collation import collate_function
+from vit_rs.data.dropin.python_stages import wrapped
 
 if TYPE_CHECKING:
     from vit_rs.data.dropin.engines import Engine
@@ -73,11 +74,18 @@ class Assembly:
 
     def batch(self, received: Received) -> Any:
         """Return what the consumer gets."""
-        written = self._engine.dense and len(received.positions) > 0
-        if written and self._batched and self._collate is default_collate:
+        if not len(received.positions):
+            return self._collate([])
+        default = self._batched and self._collate is default_collate
+        if default and self._engine.dense:
             return self._dense(received)
-        samples = self._samples(received)
-        made = self._collate(samples if self._batched else samples[0])
+        images, labels = self._samples(received, gather=default)
+        if isinstance(images, torch.Tensor):
+            made = [images, default_collate(labels)]
+        elif self._batched:
+            made = self._collate(list(zip(images, labels, strict=True)))
+        else:
+            made = self._collate((images[0], labels[0]))
         return _pinned(made) if self._pin else made
 
     def _dense(self, received: Received) -> list[Any]:
@@ -93,24 +101,24 @@ class Assembly:
             labels = _pinned(labels)
         return [self._tensor(received), labels]
 
-    def _samples(self, received: Received) -> list[tuple[Any, Any]]:
-        """Return the samples as the data set would."""
+    def _samples(self, received: Received, *, gather: bool) -> tuple[Any, list[Any]]:
+        """Return the samples' images and labels as the data set would; with `gather` the images in one tensor at best."""
         place = self._plan.handed_over
         if self._engine.dense and place.kind != "pil":
-            images = [_wrapped(image, place) for image in self._tensor(received)]
+            images: Any = [wrapped(image, place) for image in self._tensor(received)]
         else:
             images = [self._image(array, place) for array in received.images]
         labels = self._labels(received)
-        if self._stages.any:
-            images, labels = self._stages.run(images, labels, received.keys, self._name(received))
-        return list(zip(images, labels, strict=True))
+        if not self._stages.any:
+            return images, labels
+        return self._stages.run(images, labels, received.keys, self._name(received), gather=gather)
 
     def _image(self, array: Array, place: Place) -> Any:
         if place.kind == "pil":
             # Whoever has PIL images has loaded Pillow.
             return sys.modules["PIL.Image"].fromarray(array[..., 0] if array.shape[2] == 1 else array)
         tensor = _typed(torch.from_numpy(array), self._dtype)
-        return _wrapped(tensor.permute(2, 0, 1) if self._plan.layout == "NHWC" else tensor, place)
+        return wrapped(tensor.permute(2, 0, 1) if self._plan.layout == "NHWC" else tensor, place)
 
     def _tensor(self, received: Received) -> torch.Tensor:
         """Return a dense batch's images."""
@@ -143,13 +151,6 @@ class Assembly:
 def _typed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return half floats, which numpy has no type for, as what they are."""
     return tensor.view(dtype) if tensor.dtype == torch.uint16 else tensor
-
-
-def _wrapped(tensor: torch.Tensor, place: Place) -> torch.Tensor:
-    """Return the tensor as torchvision's Image where its transforms would."""
-    if not place.wrapped:
-        return tensor
-    return sys.modules["torchvision.tv_tensors"].Image(tensor)  # type: ignore[no-any-return]
 
 
 def _pinned(data: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vit_rs._core import sample_seed
-from vit_rs.data.dropin.chain import place_of
+from vit_rs.data.dropin.places import place_of
 from vit_rs.data.dropin.random_states import preserved, seed_all
 from vit_rs.transforms.calling import call
 
@@ -14,8 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vit_rs.data.dropin.chain import Pipeline
+    from vit_rs.data.dropin.places import Place
+    from vit_rs.transforms import Transform
 
-__all__ = ["PythonStages", "SampleKey"]
+__all__ = ["PythonStages", "SampleKey", "wrapped"]
 
 # What a sample's key is used for beside the engine's own numbers.
 _PYTHON, _SUFFIX = 0, 1
@@ -56,8 +61,14 @@ class PythonStages:
         return bool(self._pipeline.python) or self._target_transform is not None
 
     def run(
-        self, images: list[Any], labels: list[Any], keys: list[SampleKey], name: Callable[[int], str]
-    ) -> tuple[list[Any], list[Any]]:
+        self,
+        images: list[Any],
+        labels: list[Any],
+        keys: list[SampleKey],
+        name: Callable[[int], str],
+        *,
+        gather: bool = False,
+    ) -> tuple[Any, list[Any]]:
         """Return the samples' images and labels behind all of the user's transforms.
 
         Args:
@@ -65,9 +76,12 @@ class PythonStages:
             labels: as the data set has them.
             keys: (seed, epoch, draw) of each.
             name: says which sample a position in these lists is, for notes on errors.
+            gather: return the images as one tensor, where the engine makes tensors of one shape behind the user's
+                Python: they are written into it.
         """
         done_images: list[Any] = []
         done_labels: list[Any] = []
+        gathered = _Gathered(len(images)) if gather and self._pipeline.suffix is not None else None
         with preserved():
             if self._worker_init_fn is not None:
                 seed_all(keys[0][0])
@@ -76,26 +90,28 @@ class PythonStages:
             for number, (image, label, key) in enumerate(zip(images, labels, keys, strict=True)):
                 seed_all(sample_seed(*key, _PYTHON))
                 try:
-                    done_images.append(self._image(image, key) if self._pipeline.python else image)
+                    done_images.append(self._image(image, key, gathered) if self._pipeline.python else image)
                     done_labels.append(self._label(label))
                 except BaseException as error:
                     if hasattr(error, "add_note"):
                         error.add_note(f"raised for {name(number)}")
                     raise
                 self.samples += 1
-        return done_images, done_labels
+        whole = None if gathered is None else gathered.whole
+        return done_images if whole is None else whole, done_labels
 
-    def _image(self, image: Any, key: SampleKey) -> Any:
+    def _image(self, image: Any, key: SampleKey, gathered: _Gathered | None) -> Any:
         before = perf_counter_ns()
         for number, stage in enumerate(self._pipeline.python):
             image = stage(image)
             after = perf_counter_ns()
             self.spent[number] += after - before
             before = after
-        if self._pipeline.suffix is None:
-            pass
-        elif place_of(image) == self._pipeline.after_python:
-            image = call(self._pipeline.suffix, image, seed=sample_seed(*key, _SUFFIX))
+        suffix = self._pipeline.suffix
+        if suffix is not None and place_of(image) == self._pipeline.after_python:
+            seed = sample_seed(*key, _SUFFIX)
+            image = call(suffix, image, seed=seed) if gathered is None else gathered.add(suffix, image, seed)
+            image = wrapped(image, self._pipeline.end)
         else:
             # Not what was expected: the user's own transforms take it as it is.
             for original in self._pipeline.rest:
@@ -110,3 +126,45 @@ class PythonStages:
         label = self._target_transform(label)
         self.spent_on_labels += perf_counter_ns() - before
         return label
+
+
+class _Gathered:
+    """A batch that images are written into one by one; the first one decides on their shape and type."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._done = 0
+        self._batch: torch.Tensor | None = None
+
+    def add(self, suffix: Transform, image: Any, seed: int) -> Any:
+        """Return what the suffix makes of an image, which is a part of the batch if it fits."""
+        if self._batch is None:
+            first = call(suffix, image, seed=seed)
+            if isinstance(first, torch.Tensor) and self._count:
+                self._batch = torch.empty((self._count, *first.shape), dtype=first.dtype)
+                self._batch[0] = first
+                self._done = 1
+            return first
+        place = self._batch[self._done] if self._done < self._count else self._batch[:0]
+        held = place if place.dtype in (torch.uint8, torch.float32) else place.view(torch.uint16)
+        try:
+            call(suffix, image, seed=seed, out=held.numpy())
+        except ValueError:
+            # An image of another size, or one that does not fit the suffix: this call says which.
+            self._count = -1
+            return call(suffix, image, seed=seed)
+        self._done += 1
+        return place
+
+    @property
+    def whole(self) -> torch.Tensor | None:
+        """The batch; None if some image is not in it."""
+        return self._batch if self._done == self._count else None
+
+
+def wrapped(image: Any, place: Place) -> Any:
+    """Return a tensor as torchvision's Image where its transforms would."""
+    if not place.wrapped or not isinstance(image, torch.Tensor):
+        return image
+    # Whoever has such a transform has loaded torchvision.
+    return sys.modules["torchvision.tv_tensors"].Image(image)
