@@ -215,6 +215,9 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         running = self._running
         if running.progress is None:
             running.initial = iter(self)
+        iterator = None if running.current is None else running.current()
+        if iterator is not None:
+            iterator.fix_order()
         return state_of(self, running.progress)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

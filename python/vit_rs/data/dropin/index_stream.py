@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -111,10 +112,18 @@ class IndexStream:
             self._begin(draw_base_seed=base_seed_drawn)
             if self.at_first is not None:
                 self._restore(self.at_first)
-            for done in range(batches):
-                if next(self._iterator, self) is self:  # type: ignore[call-overload]
-                    raise ValueError(f"the state was taken after {batches} batches, the sampler now has {done}")
+            # A sampler may draw when its first index is asked for.
+            skipped = [*itertools.islice(self._iterator or (), max(batches, 1))]
+        if len(skipped) < batches:
+            raise ValueError(f"the state was taken after {batches} batches, the sampler now has {len(skipped)}")
+        if not batches:
+            self._iterator = itertools.chain(skipped, self._iterator or ())
         self._drawn = drawn
+
+    def stay_at_end(self) -> None:
+        """Have no batch: all were handed over."""
+        self.at_start = self.at_first = self._origin()
+        self._exhausted = True
 
     def resume_sampler(self, state: Any, *, drawn: int) -> None:
         """Go on where a sampler with its own state was."""

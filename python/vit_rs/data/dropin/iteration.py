@@ -78,7 +78,7 @@ class DataLoaderIterator:
             self._fill()
 
     def _begin(self, loader: Any, stream: IndexStream, state: dict[str, Any] | None, *, first: bool) -> Progress:
-        if state is not None and state[FINISHED]:
+        if state is not None and (state[FINISHED] or state["exhausted"]):
             stream.restore_given(state["given"])
         if state is None or state[FINISHED]:
             # Persistent workers keep their base seed.
@@ -104,7 +104,9 @@ class DataLoaderIterator:
             samples=state["samples"],
             sampler_state=state["sampler"],
         )
-        if state["sampler"] is not None and stream.stateful is not None:
+        if state["exhausted"]:
+            stream.stay_at_end()
+        elif state["sampler"] is not None and stream.stateful is not None:
             stream.resume_sampler(state["sampler"], drawn=made.samples)
         else:
             stream.resume(
@@ -183,6 +185,12 @@ class DataLoaderIterator:
         progress.samples += len(pulled.positions)
         progress.sampler_state = pulled.sampler_state
         self._pull()
+        progress.exhausted = not self._more and not self._ahead
+
+    def fix_order(self) -> None:
+        """Have the sampler draw now what it draws for its first index: a state without that is none."""
+        if not self._ahead and not self.progress.batches:
+            self._pull()
 
     def _fill(self) -> None:
         while self._more and len(self._ahead) < self._lookahead:

@@ -15,7 +15,8 @@ __all__ = ["FINISHED", "Progress", "check_state", "check_sampler_epoch", "identi
 
 _VERSION = 1
 _KEYS = {
-    *("version", "batches", "samples", "base_seed", "epoch", "seeded", "identity", "given", "origins", "sampler"),
+    *("version", "exhausted", "batches", "samples", "base_seed", "epoch", "seeded", "identity", "given", "origins"),
+    "sampler",
     # The name that accelerate knows: it writes its own finding into a loader's state.
     FINISHED := "_iterator_finished",
 }
@@ -32,7 +33,8 @@ class Progress:
         seeded: whether this iteration drew the base seed.
         batches: handed over, or failed.
         samples: in them.
-        finished: whether the consumer has seen its end.
+        exhausted: whether no batch is left.
+        finished: whether the consumer has seen that.
         sampler_state: the sampler's own behind them.
     """
 
@@ -42,6 +44,7 @@ class Progress:
     seeded: bool
     batches: int = 0
     samples: int = 0
+    exhausted: bool = False
     finished: bool = False
     sampler_state: Any = None
 
@@ -73,6 +76,7 @@ def state_of(loader: Any, progress: Progress) -> dict[str, Any]:
     return {
         "version": _VERSION,
         FINISHED: progress.finished,
+        "exhausted": progress.exhausted,
         "batches": progress.batches,
         "samples": progress.samples,
         "base_seed": progress.base_seed,
