@@ -58,7 +58,9 @@ class IndexStream:
     """
 
     def __init__(self, loader: Any, samples: int) -> None:
-        self._loader = loader
+        # Not the loader: it knows its iteration, and would be in a cycle with it.
+        self._generator = loader.generator
+        self._workers = loader.num_workers
         self._samples = samples
         self._batched = loader.batch_sampler is not None
         self.sampler = loader.batch_sampler if self._batched else loader.sampler
@@ -80,8 +82,8 @@ class IndexStream:
     @property
     def generators(self) -> list[torch.Generator]:
         """The generators that the user gave, each once."""
-        owners = [self._loader, self.sampler, getattr(self.sampler, "sampler", None)]
-        found = [getattr(owner, "generator", None) for owner in owners]
+        owners = [self.sampler, getattr(self.sampler, "sampler", None)]
+        found = [self._generator, *(getattr(owner, "generator", None) for owner in owners)]
         return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
 
     def begin(self, *, draw_base_seed: bool) -> int | None:
@@ -93,8 +95,8 @@ class IndexStream:
         base_seed = None
         if draw_base_seed:
             self._iterator = iter(self.sampler)
-            base_seed = int(torch.empty((), dtype=torch.int64).random_(generator=self._loader.generator).item())
-        if self._loader.num_workers > 0 or not draw_base_seed:
+            base_seed = int(torch.empty((), dtype=torch.int64).random_(generator=self._generator).item())
+        if self._workers > 0 or not draw_base_seed:
             self._iterator = iter(self.sampler)
         return base_seed
 

@@ -256,13 +256,13 @@ def _pins(loader: Any) -> bool:
     if not torch.accelerator.is_available():
         warnings.warn(
             "'pin_memory' argument is set as true but no accelerator is found, then device pinned memory won't be used.",
-            stacklevel=4,
+            stacklevel=5,
         )
         return False
     if torch.accelerator.current_accelerator().type == "mps":  # type: ignore[union-attr]  # there is one
         warnings.warn(
             "'pin_memory' argument is set as true but not supported on MPS now, device pinned memory won't be used.",
-            stacklevel=4,
+            stacklevel=5,
         )
         return False
     return True
