@@ -352,6 +352,25 @@ mod tests {
     }
 
     #[test]
+    fn seeds_are_nobody_elses_numbers() {
+        let key = EpochKey::new(1, 2);
+        let seeds: Vec<u64> = (0..8).map(|number| key.seed(3, number)).collect();
+        let mut others: Vec<u64> = (0..8).map(|number| key.seed(4, number)).collect();
+        for operation in 0..8 {
+            let streams = [key.stream(3, 0, operation), key.stream(3, RESERVED_VIEW, operation)];
+            // The first block of operation 4 is a seed; all others are drawn by somebody else.
+            for mut stream in streams.into_iter().filter(|stream| stream.counter[1] as u16 != 4) {
+                others.extend((0..8).map(|_| stream.next_u64()));
+            }
+        }
+        let all: std::collections::HashSet<u64> = seeds.iter().chain(&others).copied().collect();
+        assert_eq!(all.len(), seeds.len() + others.len());
+        assert_eq!(seeds[0], EpochKey::new(1, 2).seed(3, 0));
+        assert_ne!(seeds[0], EpochKey::new(2, 2).seed(3, 0));
+        assert!(key.seed(u64::MAX, u32::MAX) != key.seed(u64::MAX, 0));
+    }
+
+    #[test]
     fn permutation_holds_each_index_once() {
         let mut order = EpochKey::new(7, 1).permutation(1000);
         assert_ne!(order, EpochKey::new(7, 2).permutation(1000));

@@ -236,9 +236,19 @@ impl Drop for Slot {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    /// A slot over a vector that somebody looks at when the slot is gone.
+    pub(crate) fn lent(bytes: usize) -> (Arc<Vec<u8>>, Slot) {
+        let mut vector = vec![0_u8; bytes];
+        let start = NonNull::from(vector.as_mut_slice()).cast();
+        let owner = Arc::new(vector);
+        // SAFETY: the slot keeps the vector, and tests read it when the slot is gone.
+        let slot = unsafe { Slot::foreign(start, bytes, Box::new(Arc::clone(&owner))) };
+        (owner, slot)
+    }
 
     #[test]
     fn buffers_are_aligned_and_reused() {
@@ -272,11 +282,7 @@ mod tests {
 
     #[test]
     fn foreign_memory_lives_until_the_last_part_is_gone() {
-        let mut vector = vec![0_u8; 128];
-        let start = NonNull::from(vector.as_mut_slice()).cast();
-        let owner = Arc::new(vector);
-        // SAFETY: the vector has 128 bytes, and is owned by the slot and by a test that looks at it when it is gone.
-        let slot = unsafe { Slot::foreign(start, 128, Box::new(Arc::clone(&owner))) };
+        let (owner, slot) = lent(128);
         let mut parts = slot.split(64);
         let (mut first, second) = (parts.hand_out().unwrap(), parts.hand_out());
         drop(parts);
@@ -293,11 +299,9 @@ mod tests {
     fn only_foreign_memory_has_an_owner() {
         let slot = Pool::new(64, 1).take(64).unwrap();
         assert_eq!(slot.into_owner().unwrap_err().len(), 64);
-        let mut vector = vec![7_u8];
-        let start = NonNull::from(vector.as_mut_slice()).cast();
-        // SAFETY: the vector has one byte, which stays where it is.
-        let slot = unsafe { Slot::foreign(start, 1, Box::new(vector)) };
-        assert_eq!(slot.into_owner().unwrap().downcast_ref(), Some(&vec![7_u8]));
+        let (owner, slot) = lent(1);
+        let given = slot.into_owner().unwrap();
+        assert!(Arc::ptr_eq(given.downcast_ref().unwrap(), &owner));
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use proptest::prelude::*;
 use vit_rs_core::augment::spec::Spec;
-use vit_rs_core::emit::{Dtype, Emit, Layout, Values};
+use vit_rs_core::emit::{Dtype, Emit, Layout, Output, Values};
 use vit_rs_core::error::{Error, Result};
 use vit_rs_core::image::{ImageView, Size};
 use vit_rs_core::loader::{Batch, Images, Loader, Next, Order};
@@ -55,15 +56,24 @@ impl Source for Numbers {
 const NEVER: usize = usize::MAX;
 
 fn loader(bad: usize, panics: usize, on_error: OnError, threads: usize) -> Loader {
-    let source = Arc::new(Numbers { bytes: (0..=255).collect(), bad, panics, slow: bad == NEVER });
-    let pipeline = Pipeline {
-        source,
-        subset: None,
-        views: vec![View { spec: Spec::default(), form: Form::Fixed(raw()) }],
-        decoding: Decoding { max_pixels: 100, exif: false, fast: false },
-        on_error,
-    };
-    Loader::new(pipeline, 8, threads, 3).unwrap()
+    made(Form::Fixed(raw()), bad, panics, on_error, threads)
+}
+
+fn ragged(bad: usize, on_error: OnError) -> Loader {
+    let output = Output { layout: Layout::Nhwc, dtype: Dtype::U8, values: Values::Raw };
+    made(Form::Ragged(output), bad, NEVER, on_error, 3)
+}
+
+fn made(form: Form, bad: usize, panics: usize, on_error: OnError, threads: usize) -> Loader {
+    let bytes = (0..=255).collect();
+    let source = Arc::new(Numbers { bytes, bad, panics, slow: bad == NEVER });
+    Loader::new(pipeline(source, form, on_error), 8, threads, 3).unwrap()
+}
+
+fn pipeline(source: Arc<dyn Source>, form: Form, on_error: OnError) -> Pipeline {
+    let views = vec![View { spec: Spec::default(), form }];
+    let decoding = Decoding { max_pixels: 100, exif: false, fast: false };
+    Pipeline { source, subset: None, views, decoding, on_error }
 }
 
 /// The one pixel as it is.
@@ -251,13 +261,8 @@ impl Source for Stumbling {
 #[test]
 fn what_ends_an_epoch_is_told_once_and_the_next_epoch_comes() {
     let one = Numbers { bytes: (0..=255).collect(), bad: NEVER, panics: NEVER, slow: false };
-    let pipeline = Pipeline {
-        source: Arc::new(Stumbling { stumbled: AtomicUsize::new(0), one }),
-        subset: None,
-        views: vec![View { spec: Spec::default(), form: Form::Fixed(raw()) }],
-        decoding: Decoding { max_pixels: 100, exif: false, fast: false },
-        on_error: OnError::Raise,
-    };
+    let source = Arc::new(Stumbling { stumbled: AtomicUsize::new(0), one });
+    let pipeline = pipeline(source, Form::Fixed(raw()), OnError::Raise);
     let loader = Loader::new(pipeline, 8, 3, 3).unwrap();
     start(&loader, 0..20);
     let error = wait(&loader).unwrap_err();
@@ -287,4 +292,112 @@ fn numbers_without_sense_are_refused() {
     assert!(made(0, 1).unwrap_err().contains("at least 1"));
     assert!(made(1 << 20, 1).unwrap_err().contains("num_threads must be at most"));
     assert!(made(1, usize::MAX).unwrap_err().contains("prefetch at most"));
+}
+
+fn idle(loader: &Loader) -> bool {
+    matches!(loader.next(Duration::ZERO), Ok(Next::Idle))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn batches_of_any_size_come_as_they_were_pushed(
+        batches in prop::collection::vec(prop::collection::vec(0_u64..256, 0..30), 1..12),
+        together in prop::collection::vec(any::<bool>(), 12),
+        threads in 1_usize..4,
+        single: bool,
+    ) {
+        let loader = if single {
+            ragged(NEVER, OnError::Raise)
+        } else {
+            loader(NEVER, NEVER, OnError::Raise, threads)
+        };
+        loader.start(1, 0).unwrap();
+        let mut waiting = Vec::new();
+        for (batch, together) in batches.iter().zip(&together) {
+            loader.push(order(batch.iter().copied(), None), None).unwrap();
+            waiting.push(batch);
+            if !together {
+                for batch in waiting.drain(..) {
+                    prop_assert_eq!(&values(wait(&loader).unwrap().unwrap()), batch);
+                }
+            }
+        }
+        loader.end().unwrap();
+        for batch in waiting {
+            prop_assert_eq!(&values(wait(&loader).unwrap().unwrap()), batch);
+        }
+        prop_assert!(wait(&loader).unwrap().is_none());
+    }
+}
+
+#[test]
+fn what_was_not_pushed_is_not_waited_for() {
+    let loader = loader(NEVER, NEVER, OnError::Raise, 2);
+    assert!(wait(&loader).unwrap().is_none(), "before any epoch");
+    let refused = |order| loader.push(order, None).unwrap_err().to_string();
+    assert!(refused(order(0..3, None)).contains("between start and end"));
+    loader.start(1, 0).unwrap();
+    assert!(idle(&loader));
+    loader.push(order(0..3, None), None).unwrap();
+    loader.push(order(0..0, Some(8)), None).unwrap();
+    assert_eq!(values(wait(&loader).unwrap().unwrap()), [0, 1, 2]);
+    assert!(idle(&loader));
+    loader.push(order(3..5, None), None).unwrap();
+    loader.end().unwrap();
+    assert!(refused(order(0..3, None)).contains("between start and end"));
+    assert_eq!(values(wait(&loader).unwrap().unwrap()), [3, 4]);
+    assert!(wait(&loader).unwrap().is_none());
+    loader.start(1, 1).unwrap();
+    assert!(idle(&loader), "each epoch ends anew");
+}
+
+#[test]
+fn pushes_without_sense_are_refused() {
+    let loader = loader(NEVER, NEVER, OnError::Raise, 1);
+    loader.start(1, 0).unwrap();
+    let refused = |order| loader.push(order, None).unwrap_err().to_string();
+    assert!(refused(order(0..3, Some(0))).contains("batch_size must be at least 1"));
+    let unequal = Order { draws: Some(vec![1]), ..order(0..3, None) };
+    assert!(refused(unequal).contains("as many draws"));
+    assert!(idle(&loader));
+}
+
+#[test]
+fn memory_grows_with_the_first_larger_batch() {
+    let loader = loader(NEVER, NEVER, OnError::Raise, 2);
+    loader.start(1, 0).unwrap();
+    assert_eq!(loader.memory(), [(8, 5)]);
+    for size in [3, 300, 20] {
+        loader.push(order((0..size).map(|number| number % 256), None), None).unwrap();
+        assert_eq!(wait(&loader).unwrap().unwrap().positions.len() as u64, size);
+    }
+    assert_eq!(loader.memory(), [(300, 5)]);
+}
+
+#[test]
+fn ragged_batches_close_up_and_substitute_too() {
+    let loader = ragged(3, OnError::Skip);
+    start(&loader, 0..16);
+    assert_eq!(values(wait(&loader).unwrap().unwrap()), [1, 2, 4, 5, 7]);
+    let batch = wait(&loader).unwrap().unwrap();
+    assert_eq!(batch.positions, [8, 10, 11, 13, 14]);
+    assert!(loader.memory().is_empty());
+    let loader = ragged(3, OnError::Substitute);
+    start(&loader, 0..8);
+    let batch = wait(&loader).unwrap().unwrap();
+    let positions = batch.positions.clone();
+    assert!(positions.iter().all(|position| position % 3 != 0) && positions[1] == 1);
+    assert_eq!(values(batch), positions);
+}
+
+#[test]
+fn views_are_of_one_form() {
+    let output = Output { layout: Layout::Nhwc, dtype: Dtype::U8, values: Values::Raw };
+    let source = Numbers { bytes: vec![0], bad: NEVER, panics: NEVER, slow: false };
+    let mut pipeline = pipeline(Arc::new(source), Form::Fixed(raw()), OnError::Raise);
+    pipeline.views.push(View { spec: Spec::default(), form: Form::Ragged(output) });
+    let error = Loader::new(pipeline, 1, 1, 1).unwrap_err();
+    assert!(error.to_string().contains("fixed sizes, or none"), "{error}");
 }

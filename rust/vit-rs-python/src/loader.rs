@@ -95,7 +95,7 @@ impl Loader {
 
     /// Appends positions to the epoch, cut into batches of `batch_size`; None = they are one batch. `draws` None = the
     /// positions. `memory`: a writable u8 array for each view, (bytes,), that one batch is written into; nobody else may
-    /// read or write it before the batch was handed over.
+    /// read or write it before the batch was handed over or the epoch abandoned and its samples under way done.
     #[pyo3(signature = (positions, draws=None, *, batch_size=None, drop_last=false, memory=None))]
     fn push(
         &self,
@@ -108,7 +108,7 @@ impl Loader {
     ) -> PyResult<()> {
         let positions = positions.as_slice()?.to_vec();
         let draws = draws.map(|draws| draws.as_slice().map(<[u64]>::to_vec)).transpose()?;
-        let memory = memory.map(|arrays| arrays.iter().map(memory::lend).collect::<PyResult<_>>());
+        let memory = memory.map(|arrays| memory::lend(&arrays));
         let (order, memory) =
             (Order { positions, draws, batch_size, drop_last }, memory.transpose()?);
         py.detach(|| self.0.push(order, memory)).map_err(to_py)

@@ -4,7 +4,7 @@
 use std::ptr::NonNull;
 
 use numpy::ndarray::{ArrayView, IxDyn};
-use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods};
+use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadwriteArray1};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use vit_rs_core::emit::Dtype;
@@ -16,19 +16,23 @@ use crate::error::to_py;
 /// Results that nobody needs any more, for those to come: three of 64 images of 224 x 224 in f32.
 static RESULTS: Recycler = Recycler::new(128 << 20);
 
-/// A writable, contiguous u8 array as a batch's memory: it is kept until the batch was handed over or given up. Nobody
-/// else may read or write it before.
-pub fn lend(array: &Bound<'_, PyArray1<u8>>) -> PyResult<Slot> {
-    let mut bytes = array.try_readwrite().map_err(|error| {
-        PyValueError::new_err(format!("memory for a batch must be writable: {error}"))
-    })?;
-    let bytes = bytes
-        .as_slice_mut()
-        .map_err(|_| PyValueError::new_err("memory for a batch must be C-contiguous"))?;
-    let owner = Box::new(array.clone().unbind());
-    // SAFETY: these are the array's initialised bytes. They stay as long as it lives, and the caller of
-    // `Loader.push` promises that nobody else uses them meanwhile.
-    Ok(unsafe { Slot::foreign(NonNull::from(&mut *bytes).cast(), bytes.len(), owner) })
+/// Writable, contiguous u8 arrays that do not overlap as the memory of one batch: each is kept until the batch was handed
+/// over or given up. Nobody else may read or write them before.
+pub fn lend(arrays: &[Bound<'_, PyArray1<u8>>]) -> PyResult<Vec<Slot>> {
+    let wrong = |what| PyValueError::new_err(format!("memory for a batch must be {what}"));
+    // All at once: arrays that overlap are refused.
+    let lent = arrays.iter().map(PyArrayMethods::try_readwrite);
+    let mut lent = lent
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| wrong("writable, and of other bytes for each view"))?;
+    let slot = |(lent, array): (&mut PyReadwriteArray1<'_, u8>, &Bound<'_, _>)| {
+        let bytes = lent.as_slice_mut().map_err(|_| wrong("C-contiguous"))?;
+        let owner: Box<Py<PyArray1<u8>>> = Box::new(array.clone().unbind());
+        // SAFETY: these are the array's initialised bytes. They stay as long as it lives, and the caller of
+        // `Loader.push` promises that nobody else uses them meanwhile.
+        Ok(unsafe { Slot::foreign(NonNull::from(&mut *bytes).cast(), bytes.len(), owner) })
+    };
+    lent.iter_mut().zip(arrays).map(slot).collect()
 }
 
 /// The images of a batch that was written into `slot`; over memory that was lent, its owner is their base.

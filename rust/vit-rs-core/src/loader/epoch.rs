@@ -7,7 +7,7 @@ use super::{Batch, Images};
 use crate::error::{Error, Result};
 use crate::memory::Recycler;
 use crate::order::Order;
-use crate::pipeline::{OnError, Pipeline, Place, Single};
+use crate::pipeline::{OnError, Pipeline, Place, Single, View};
 use crate::rng::EpochKey;
 use crate::slot::{Parts, Pool, Slot};
 
@@ -208,16 +208,10 @@ impl Filling {
                 Room::Ragged(Arc::clone(recycler), images)
             }
             Memory::Fixed(pools) => {
-                let bytes = pipeline.views.iter().map(|view| view.bytes());
-                let slots = match given {
-                    Some(slots) => slots,
-                    None => {
-                        let sized = pools.iter().zip(bytes.clone());
-                        sized
-                            .map(|(pool, bytes)| pool.take(samples * bytes))
-                            .collect::<Result<_>>()?
-                    }
-                };
+                let bytes = pipeline.views.iter().map(View::bytes);
+                let own = pools.iter().zip(bytes.clone());
+                let own = own.map(|(pool, bytes)| pool.take(samples * bytes));
+                let slots = given.map_or_else(|| own.collect::<Result<_>>(), Ok)?;
                 Room::Fixed(slots.into_iter().zip(bytes).map(|(s, bytes)| s.split(bytes)).collect())
             }
         };

@@ -5,6 +5,8 @@
 //! in a batch depends on the pipeline, the epoch's key and what was pushed, never on which thread did what when.
 
 mod epoch;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::sync::atomic::{AtomicU32, Ordering};
