@@ -30,6 +30,8 @@ class RandAugment(PixelTransform):
         num_magnitude_bins: how many strengths there are, at least 2.
         interpolation: "nearest" or "bilinear", or torchvision's InterpolationMode.
         fill: value, or (red, green, blue), 0..255, of what lies outside a turned or shifted image; None: black.
+        v1: whether solarize's thresholds are those of torchvision.transforms, the older half of torchvision: on PIL
+            images some of them let one gray value more or less pass.
 
     Raises:
         TypeError: an argument of a wrong kind.
@@ -41,6 +43,7 @@ class RandAugment(PixelTransform):
     num_magnitude_bins: int = 31
     interpolation: Sampling = "nearest"
     fill: int | Sequence[int] | None = None
+    v1: bool = False
 
     def __post_init__(self) -> None:
         self._keep(
@@ -49,12 +52,13 @@ class RandAugment(PixelTransform):
             num_magnitude_bins=check.whole("num_magnitude_bins", self.num_magnitude_bins, 2),
             interpolation=check.choice("interpolation", self.interpolation, check.SAMPLING),
             fill=check.colour(self.fill),
+            v1=check.flag("v1", self.v1),
         )
         self._op()
 
     def _op(self) -> Op:
         counts = self.num_ops, self.magnitude, self.num_magnitude_bins
-        return _core.rand_augment(*counts, self.interpolation, check.rgb(self.fill))
+        return _core.rand_augment(*counts, self.interpolation, check.rgb(self.fill), self.v1)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class TrivialAugmentWide(PixelTransform):
         num_magnitude_bins: how many strengths there are, at least 2.
         interpolation: "nearest" or "bilinear", or torchvision's InterpolationMode.
         fill: value, or (red, green, blue), 0..255, of what lies outside a turned or shifted image; None: black.
+        v1: whether solarize's thresholds are those of torchvision.transforms, the older half of torchvision: on PIL
+            images some of them let one gray value more or less pass.
 
     Raises:
         TypeError: an argument of a wrong kind.
@@ -77,17 +83,19 @@ class TrivialAugmentWide(PixelTransform):
     num_magnitude_bins: int = 31
     interpolation: Sampling = "nearest"
     fill: int | Sequence[int] | None = None
+    v1: bool = False
 
     def __post_init__(self) -> None:
         self._keep(
             num_magnitude_bins=check.whole("num_magnitude_bins", self.num_magnitude_bins, 2),
             interpolation=check.choice("interpolation", self.interpolation, check.SAMPLING),
             fill=check.colour(self.fill),
+            v1=check.flag("v1", self.v1),
         )
         self._op()
 
     def _op(self) -> Op:
-        return _core.trivial_augment_wide(self.num_magnitude_bins, self.interpolation, check.rgb(self.fill))
+        return _core.trivial_augment_wide(self.num_magnitude_bins, self.interpolation, check.rgb(self.fill), self.v1)
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,8 @@ class AutoAugment(PixelTransform):
         policy: "imagenet", "cifar10" or "svhn", or torchvision's AutoAugmentPolicy.
         interpolation: "nearest" or "bilinear", or torchvision's InterpolationMode.
         fill: value, or (red, green, blue), 0..255, of what lies outside a turned or shifted image; None: black.
+        v1: whether solarize's thresholds are those of torchvision.transforms, the older half of torchvision: on PIL
+            images some of them let one gray value more or less pass.
 
     Raises:
         TypeError: an argument of a wrong kind.
@@ -109,17 +119,19 @@ class AutoAugment(PixelTransform):
     policy: Literal["imagenet", "cifar10", "svhn"] = "imagenet"
     interpolation: Sampling = "nearest"
     fill: int | Sequence[int] | None = None
+    v1: bool = False
 
     def __post_init__(self) -> None:
         self._keep(
             policy=check.choice("policy", self.policy, ("imagenet", "cifar10", "svhn")),
             interpolation=check.choice("interpolation", self.interpolation, check.SAMPLING),
             fill=check.colour(self.fill),
+            v1=check.flag("v1", self.v1),
         )
         self._op()
 
     def _op(self) -> Op:
-        return _core.auto_augment(self.policy, self.interpolation, check.rgb(self.fill))
+        return _core.auto_augment(self.policy, self.interpolation, check.rgb(self.fill), self.v1)
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,16 @@ fn policies() -> impl Strategy<Value = Arc<dyn Op>> {
     prop_oneof![
         turns,
         mix,
-        policy.prop_map(move |policy| dynamic(AutoAugment { policy, look })),
-        (0usize..4, 0usize..9).prop_map(move |(num_ops, magnitude)| {
-            dynamic(RandAugment { num_ops, magnitude, num_magnitude_bins: 9, look })
+        (policy, any::<bool>()).prop_map(move |(policy, v1)| dynamic(AutoAugment {
+            policy,
+            look,
+            v1
+        })),
+        (0usize..4, 0usize..9, any::<bool>()).prop_map(move |(num_ops, magnitude, v1)| {
+            dynamic(RandAugment { num_ops, magnitude, num_magnitude_bins: 9, look, v1 })
         }),
-        (2usize..40).prop_map(move |num_magnitude_bins| {
-            dynamic(TrivialAugmentWide { num_magnitude_bins, look })
+        (2usize..40, any::<bool>()).prop_map(move |(num_magnitude_bins, v1)| {
+            dynamic(TrivialAugmentWide { num_magnitude_bins, look, v1 })
         }),
     ]
 }

@@ -71,13 +71,7 @@ class Pipeline:
             return cls(tuple(chain), _compose(chain, start), (), None, start, end, end, end, None, None)
         first, last = outside[0], outside[-1]
         after = chain[last].after
-        # The engine takes 8-bit images only: behind Python that makes floats, Python goes on.
-        if after.kind == "float" and any(step.translated for step in chain[last + 1 :]):
-            last, reason = len(chain) - 1, "comes behind Python that makes floats"
-            after = chain[last].after
-        else:
-            reason = "stands between transforms that stay in Python"
-        span = [_in_python(step, reason) for step in chain[first : last + 1]]
+        span = [_in_python(step) for step in chain[first : last + 1]]
         rest = chain[last + 1 :]
         suffix = _compose(rest, after)
         return cls(
@@ -119,7 +113,8 @@ def steps(transform: Any, start: Place) -> list[Step]:
     for original in _flat(transform):
         try:
             translated, after = _translate(original, place)
-            taken = _checked((*taken, *translated), begun)
+            if translated:
+                taken = _joined(taken, translated, begun, after)
             chain.append(Step(original, after, translated))
         except UntranslatableError as error:
             after = error.after or place
@@ -129,13 +124,18 @@ def steps(transform: Any, start: Place) -> list[Step]:
     return chain
 
 
-def _checked(transforms: tuple[Transform, ...], start: Place) -> tuple[Transform, ...]:
-    """Return transforms that can stand in one chain; raises UntranslatableError for others."""
+def _joined(
+    taken: tuple[Transform, ...], translated: tuple[Transform, ...], begun: Place, after: Place
+) -> tuple[Transform, ...]:
+    """Return all transforms that the engine gets together; raises UntranslatableError if it cannot."""
+    if begun.kind == "float":
+        raise UntranslatableError("the image is float before: the engine takes 8-bit images", after)
+    joined = (*taken, *translated)
     try:
-        Compose(transforms, kernels=_kernels(start))
+        Compose(joined, kernels=_kernels(begun))
     except (TypeError, ValueError) as error:
-        raise UntranslatableError(str(error)) from error
-    return transforms
+        raise UntranslatableError(str(error), after) from error
+    return joined
 
 
 def _compose(chain: Sequence[Step], start: Place) -> Compose:
@@ -147,8 +147,9 @@ def _kernels(start: Place) -> Literal["torch", "pillow"]:
     return "pillow" if start.kind == "pil" else "torch"
 
 
-def _in_python(step: Step, reason: str) -> Step:
-    return step if step.translated is None else replace(step, translated=None, reason=reason)
+def _in_python(step: Step) -> Step:
+    between = "stands between transforms that stay in Python"
+    return step if step.translated is None else replace(step, translated=None, reason=between)
 
 
 def _flat(transform: Any) -> Iterator[Any]:

@@ -109,6 +109,16 @@ class _Site:
                 raise UntranslatableError(f"antialias={self.it.antialias} on a tensor: vit_rs always antialiases")
         return self.filter()
 
+    def refuse_v1_on_bytes(self, what: str) -> None:
+        """Raise where v1 has other values than v2 on uint8 tensors."""
+        if self.v1 and self.place.kind == "tensor":
+            raise UntranslatableError(_V1_COLOR.format(what))
+
+    def refuse_v1_on_floats(self) -> None:
+        """Raise where v1 takes no floats."""
+        if self.v1 and self.place.kind == "float":
+            raise UntranslatableError("torchvision raises TypeError here: its v1 class takes uint8 tensors")
+
     def ratio(self) -> Sequence[float]:
         """Return the range of aspect ratios, which v2 draws from by a logarithm that it keeps beside it."""
         ratio: Sequence[float] = self.it.ratio
@@ -287,34 +297,36 @@ def _random_crop(site: _Site) -> Transform:
     if not site.v1 and padding is not None:
         left, right, top, bottom = padding
         padding = left, top, right, bottom
-    return ours.RandomCrop(it.size, padding, it.pad_if_needed, site.fill(), it.padding_mode)
+    fill = site.fill()
+    if site.place.kind != "pil" and not isinstance(fill, int | None) and (site.v1 or it.padding_mode != "constant"):
+        raise UntranslatableError(f"torchvision raises an error here: fill={fill} is not one number")
+    return ours.RandomCrop(it.size, padding, it.pad_if_needed, fill, it.padding_mode)
 
 
 def _color_jitter(site: _Site) -> Transform:
     it = site.it
-    if site.v1 and site.place.kind == "tensor" and (it.saturation is not None or it.hue is not None):
-        raise UntranslatableError(_V1_COLOR.format("saturation and hue"))
+    if it.saturation is not None or it.hue is not None:
+        site.refuse_v1_on_bytes("saturation and hue")
     return ours.ColorJitter(it.brightness, it.contrast, it.saturation, it.hue)
 
 
+def _autocontrast(site: _Site) -> Transform:
+    site.refuse_v1_on_bytes("stretched contrast")
+    return ours.RandomAutocontrast(site.it.p)
+
+
 def _posterize(site: _Site) -> Transform:
-    _refuse_v1_floats(site)
+    site.refuse_v1_on_floats()
     return ours.RandomPosterize(site.it.bits, site.it.p)
 
 
 def _equalize(site: _Site) -> Transform:
-    _refuse_v1_floats(site)
+    site.refuse_v1_on_floats()
     return ours.RandomEqualize(site.it.p)
 
 
-def _refuse_v1_floats(site: _Site) -> None:
-    if site.v1 and site.place.kind == "float":
-        raise UntranslatableError("torchvision raises TypeError here: its v1 class takes uint8 tensors")
-
-
 def _sharpness(site: _Site) -> Transform:
-    if site.v1 and site.place.kind == "tensor":
-        raise UntranslatableError(_V1_COLOR.format("sharpness"))
+    site.refuse_v1_on_bytes("sharpness")
     return ours.RandomAdjustSharpness(site.it.sharpness_factor, site.it.p)
 
 
@@ -337,14 +349,48 @@ def _erasing(site: _Site) -> Transform:
     return ours.RandomErasing(it.p, it.scale, site.ratio(), "random" if value is None else value)
 
 
+def _rand_augment(site: _Site) -> Transform:
+    it = site.it
+    site.refuse_v1_on_floats()
+    site.refuse_v1_on_bytes("saturation and sharpness")
+    return ours.RandAugment(it.num_ops, it.magnitude, it.num_magnitude_bins, site.filter(), site.fill(), v1=site.v1)
+
+
+def _trivial_augment(site: _Site) -> Transform:
+    site.refuse_v1_on_floats()
+    site.refuse_v1_on_bytes("saturation and sharpness")
+    return ours.TrivialAugmentWide(site.it.num_magnitude_bins, site.filter(), site.fill(), v1=site.v1)
+
+
+def _auto_augment(site: _Site) -> Transform:
+    it = site.it
+    site.refuse_v1_on_floats()
+    site.refuse_v1_on_bytes("saturation and sharpness")
+    if (it.policies if site.v1 else it._policies) != it._get_policies(it.policy):  # noqa: SLF001
+        raise UntranslatableError("its pairs of operations are not those of its policy")
+    return ours.AutoAugment(it.policy, site.filter(), site.fill(), v1=site.v1)
+
+
+def _aug_mix(site: _Site) -> Transform:
+    it = site.it
+    if site.v1:
+        raise UntranslatableError(_V1_COLOR.format("saturation, sharpness and contrast"))
+    # PIL images are mixed as tensors: theirs is the fill.
+    fill = site.fill(torch.Tensor)
+    return ours.AugMix(it.severity, it.mixture_width, it.chain_depth, it.alpha, it.all_ops, site.filter(), fill)
+
+
 _OPERATIONS: dict[str, Callable[[_Site], Transform]] = {
+    "AugMix": _aug_mix,
+    "AutoAugment": _auto_augment,
     "CenterCrop": lambda site: ours.CenterCrop(site.it.size),
     "ColorJitter": _color_jitter,
     "GaussianBlur": lambda site: ours.GaussianBlur(site.it.kernel_size, site.it.sigma),
     "Grayscale": lambda site: ours.Grayscale(site.it.num_output_channels),
+    "RandAugment": _rand_augment,
     "RandomAdjustSharpness": _sharpness,
     "RandomAffine": _affine,
-    "RandomAutocontrast": lambda site: ours.RandomAutocontrast(site.it.p),
+    "RandomAutocontrast": _autocontrast,
     "RandomCrop": _random_crop,
     "RandomEqualize": _equalize,
     "RandomErasing": _erasing,
@@ -357,4 +403,5 @@ _OPERATIONS: dict[str, Callable[[_Site], Transform]] = {
     "RandomSolarize": lambda site: ours.RandomSolarize(site.it.threshold, site.it.p),
     "RandomVerticalFlip": lambda site: ours.RandomVerticalFlip(site.it.p),
     "Resize": _resize,
+    "TrivialAugmentWide": _trivial_augment,
 }

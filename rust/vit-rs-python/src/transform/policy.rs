@@ -14,9 +14,10 @@ fn rand_augment(
     num_magnitude_bins: usize,
     interpolation: &str,
     fill: Option<[u8; 3]>,
+    v1: bool,
 ) -> PyResult<Op> {
     let look = look(interpolation, fill)?;
-    Op::new(spec::RandAugment { num_ops, magnitude, num_magnitude_bins, look })
+    Op::new(spec::RandAugment { num_ops, magnitude, num_magnitude_bins, look, v1 })
 }
 
 #[pyfunction]
@@ -24,12 +25,18 @@ fn trivial_augment_wide(
     num_magnitude_bins: usize,
     interpolation: &str,
     fill: Option<[u8; 3]>,
+    v1: bool,
 ) -> PyResult<Op> {
-    Op::new(spec::TrivialAugmentWide { num_magnitude_bins, look: look(interpolation, fill)? })
+    Op::new(spec::TrivialAugmentWide { num_magnitude_bins, look: look(interpolation, fill)?, v1 })
 }
 
 #[pyfunction]
-fn auto_augment(policy: &str, interpolation: &str, fill: Option<[u8; 3]>) -> PyResult<Op> {
+fn auto_augment(
+    policy: &str,
+    interpolation: &str,
+    fill: Option<[u8; 3]>,
+    v1: bool,
+) -> PyResult<Op> {
     let policy = match policy {
         "imagenet" => spec::Policy::ImageNet,
         "cifar10" => spec::Policy::Cifar10,
@@ -40,7 +47,7 @@ fn auto_augment(policy: &str, interpolation: &str, fill: Option<[u8; 3]>) -> PyR
             )));
         }
     };
-    Op::new(spec::AutoAugment { policy, look: look(interpolation, fill)? })
+    Op::new(spec::AutoAugment { policy, look: look(interpolation, fill)?, v1 })
 }
 
 #[pyfunction]

@@ -26,6 +26,8 @@ pub struct RandAugment {
     pub num_magnitude_bins: usize,
     /// Sampling and colour of affine maps.
     pub look: Look,
+    /// Whether solarize's thresholds are those of torchvision's v1 classes.
+    pub v1: bool,
 }
 
 impl Op for RandAugment {
@@ -45,7 +47,7 @@ impl Op for RandAugment {
 
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {
         for _ in 0..self.num_ops {
-            let entry = choose(&[RAND], stream);
+            let entry = choose(&[RAND], stream).of(self.v1);
             entry.draw(self.num_magnitude_bins, self.magnitude, self.look, drawing, stream);
         }
         Ok(())
@@ -59,6 +61,8 @@ pub struct TrivialAugmentWide {
     pub num_magnitude_bins: usize,
     /// Sampling and colour of affine maps.
     pub look: Look,
+    /// Whether solarize's thresholds are those of torchvision's v1 classes.
+    pub v1: bool,
 }
 
 impl Op for TrivialAugmentWide {
@@ -67,7 +71,7 @@ impl Op for TrivialAugmentWide {
     }
 
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {
-        let entry = choose(&[WIDE], stream);
+        let entry = choose(&[WIDE], stream).of(self.v1);
         let bins = self.num_magnitude_bins;
         let bin = if entry.has_strengths() { stream.below(bins as u64) as usize } else { 0 };
         entry.draw(bins, bin, self.look, drawing, stream);
@@ -82,6 +86,8 @@ pub struct AutoAugment {
     pub policy: Policy,
     /// Sampling and colour of affine maps.
     pub look: Look,
+    /// Whether solarize's thresholds are those of torchvision's v1 classes.
+    pub v1: bool,
 }
 
 impl Op for AutoAugment {
@@ -96,7 +102,7 @@ impl Op for AutoAugment {
             let mut entries = RAND.iter().chain([&Entry::INVERT]);
             let entry = entries.find(|entry| entry.name == name);
             if let (true, Some(entry)) = (stream.chance(probability), entry) {
-                entry.draw(10, bin, self.look, drawing, stream);
+                entry.of(self.v1).draw(10, bin, self.look, drawing, stream);
             }
         }
         Ok(())
@@ -176,6 +182,11 @@ fn choose<'a>(entries: &[&'a [Entry]], stream: &mut Stream) -> &'a Entry {
 }
 
 impl Entry {
+    /// This operation as one half of torchvision has it.
+    fn of(&self, v1: bool) -> &Self {
+        if v1 && self.name == Name::Solarize { &Self::SOLARIZE_V1 } else { self }
+    }
+
     fn has_strengths(&self) -> bool {
         self.range != Range::None
     }
@@ -208,6 +219,7 @@ impl Entry {
                 f64::from((most as f32 - lost).round_ties_even())
             }
             Range::Threshold => linspace(1.0, 0.0, bins, bin),
+            Range::Gray => linspace(255.0, 0.0, bins, bin),
         }
     }
 
@@ -244,6 +256,8 @@ impl Entry {
                 // Values are whole: those from this one on are those from the next whole number on.
                 Color::Solarize(threshold.ceil())
             }
+            Name::SolarizeFrom if drawing.floats() => Color::Solarize(strength / 255.0),
+            Name::SolarizeFrom => Color::Solarize(strength),
             Name::AutoContrast => Color::AutoContrast,
             Name::Equalize => Color::Equalize,
             Name::Invert => Color::Invert,

@@ -15,6 +15,7 @@ pub(super) enum Name {
     Sharpness,
     Posterize,
     Solarize,
+    SolarizeFrom,
     AutoContrast,
     Equalize,
     Invert,
@@ -35,6 +36,8 @@ pub(super) enum Range {
     Bits(u8, f64),
     /// From 1 to 0.
     Threshold,
+    /// From 255 to 0.
+    Gray,
 }
 
 /// An operation and its strengths.
@@ -50,6 +53,9 @@ const fn entry(name: Name, range: Range) -> Entry {
 
 impl Entry {
     pub(super) const IDENTITY: Self = entry(Name::Identity, Range::None);
+    /// torchvision v1 divides 255..0 where v2 divides 1..0 and multiplies: on PIL images some of their thresholds lie to
+    /// both sides of a gray value.
+    pub(super) const SOLARIZE_V1: Self = entry(Name::SolarizeFrom, Range::Gray);
     /// Of `AutoAugment` alone, whose other operations are those of `RandAugment`.
     pub(super) const INVERT: Self = entry(Name::Invert, Range::None);
 }
