@@ -76,7 +76,7 @@ KINDS = {
     "num_output_channels must be an int, got '3'": lambda: t.Grayscale("3"),
     "num_ops must be an int of at least 0, got 2.0": lambda: t.RandAugment(2.0),
     "all_ops must be True or False, got 1": lambda: t.AugMix(all_ops=1),
-    "value must be a number, one for each channel, or 'random', got True": lambda: t.RandomErasing(value=True),
+    "value must be a number, one for each channel, 'random' or 'random_color', got True": lambda: t.RandomErasing(value=True),
     "dtype must be torch.float32, float16, bfloat16 or uint8, got 'float32'": lambda: t.ToDtype("float32"),
     "scale must be True or False, got 255": lambda: t.ToDtype(torch.float32, 255),
     "transforms must be a sequence of transforms, got RandomHorizontalFlip(p=0.5)": lambda: t.Compose(FLIP),

@@ -22,6 +22,7 @@ __all__ = [
     "build_info",
     "center_crop",
     "color_jitter",
+    "crop_or_pad",
     "decode_image",
     "gaussian_blur",
     "grayscale",
@@ -47,8 +48,12 @@ __all__ = [
     "random_vertical_flip",
     "resample_tokens",
     "resize",
+    "resize_keep_ratio",
     "resize_short_side",
     "scan_folder",
+    "timm_op",
+    "timm_rand_augment",
+    "trim_border",
     "trivial_augment_wide",
     "unpatchify",
 ]
@@ -189,6 +194,7 @@ def color_jitter(
     saturation: tuple[float, float] | None,
     hue: tuple[float, float] | None,
 ) -> Op: ...
+def crop_or_pad(size: tuple[int, int], fill: Sequence[int], padding_mode: str, random: bool) -> Op: ...
 def gaussian_blur(kernel_size: tuple[int, int], sigma: tuple[float, float]) -> Op: ...
 def grayscale() -> Op: ...
 def normalize(mean: Sequence[float], std: Sequence[float]) -> Op: ...
@@ -212,7 +218,13 @@ def random_crop(
     size: tuple[int, int], padding: Sequence[int], pad_if_needed: bool, fill: Sequence[int], padding_mode: str
 ) -> Op: ...
 def random_erasing(
-    p: float, scale: tuple[float, float], ratio: tuple[float, float], value: Sequence[float] | None
+    p: float,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    value: Sequence[float] | None,
+    *,
+    color: bool,
+    count: tuple[int, int],
 ) -> Op: ...
 def random_horizontal_flip(p: float) -> Op: ...
 def random_order(ops: Sequence[Op]) -> Op: ...
@@ -230,7 +242,29 @@ def random_rotation(
 def random_solarize(threshold: float, p: float) -> Op: ...
 def random_vertical_flip(p: float) -> Op: ...
 def resize(size: tuple[int, int], interpolation: str) -> Op: ...
+def resize_keep_ratio(
+    size: tuple[int, int],
+    longest: float,
+    interpolation: str,
+    zoom: tuple[float, tuple[float, float]],
+    zoom_by_area: bool,
+    stretch: tuple[float, tuple[float, float]],
+) -> Op: ...
 def resize_short_side(side: int, interpolation: str) -> Op: ...
+def timm_op(
+    name: str,
+    *,
+    p: float,
+    magnitude: float,
+    magnitude_std: float,
+    magnitude_max: float,
+    interpolation: Sequence[str],
+    fill: Sequence[int],
+    translate_const: float,
+    translate_pct: float,
+) -> Op: ...
+def timm_rand_augment(ops: Sequence[Op], num_layers: int, weights: Sequence[float] | None) -> Op: ...
+def trim_border(border_size: int) -> Op: ...
 def trivial_augment_wide(num_magnitude_bins: int, interpolation: str, fill: Sequence[int] | None, v1: bool) -> Op: ...
 
 @final

@@ -16,6 +16,7 @@ from vit_rs.transforms.color import (
 )
 from vit_rs.transforms.containers import Compose, RandomApply, RandomChoice, RandomOrder
 from vit_rs.transforms.erasing import RandomErasing
+from vit_rs.transforms.fitting import CenterCropOrPad, RandomCropOrPad, ResizeKeepRatio, TrimBorder
 from vit_rs.transforms.geometry import (
     CenterCrop,
     RandomCrop,
@@ -27,12 +28,14 @@ from vit_rs.transforms.geometry import (
 from vit_rs.transforms.mixing import CutMix, MixUp
 from vit_rs.transforms.multi_crop import MultiCrop
 from vit_rs.transforms.policy import AugMix, AutoAugment, RandAugment, ThreeAugment, TrivialAugmentWide
+from vit_rs.transforms.timm_policy import TimmOp, TimmRandAugment, timm_policy
 from vit_rs.transforms.values import Normalize, PILToTensor, ToDtype, ToTensor
 
 __all__ = [
     "AugMix",
     "AutoAugment",
     "CenterCrop",
+    "CenterCropOrPad",
     "ColorJitter",
     "Compose",
     "CutMix",
@@ -49,6 +52,7 @@ __all__ = [
     "RandomAutocontrast",
     "RandomChoice",
     "RandomCrop",
+    "RandomCropOrPad",
     "RandomEqualize",
     "RandomErasing",
     "RandomGrayscale",
@@ -61,9 +65,14 @@ __all__ = [
     "RandomSolarize",
     "RandomVerticalFlip",
     "Resize",
+    "ResizeKeepRatio",
     "ThreeAugment",
+    "TimmOp",
+    "TimmRandAugment",
     "ToDtype",
     "ToTensor",
     "Transform",
+    "TrimBorder",
     "TrivialAugmentWide",
+    "timm_policy",
 ]

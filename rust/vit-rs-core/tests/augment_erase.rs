@@ -21,6 +21,11 @@ fn twin(
     if let Fill::Normal(key) = fill {
         Stream::keyed(*key).fill_normal(&mut noise);
     }
+    if let Fill::NormalColor(key) = fill {
+        let mut colour = vec![0.0; channels];
+        Stream::keyed(*key).fill_normal(&mut colour);
+        noise = colour.repeat(rect.height * rect.width);
+    }
     let fill = fill.clone();
     move |c, y, x| {
         let (row, column) = (y.wrapping_sub(rect.top), x.wrapping_sub(rect.left));
@@ -30,7 +35,9 @@ fn twin(
         match &fill {
             Fill::Constant(values) if values.len() == 1 => values[0],
             Fill::Constant(values) => values[c],
-            Fill::Normal(_) => noise[(row * rect.width + column) * channels + c],
+            Fill::Normal(_) | Fill::NormalColor(_) => {
+                noise[(row * rect.width + column) * channels + c]
+            }
         }
     }
 }
@@ -58,7 +65,7 @@ proptest! {
         grid in (1..4_usize, 1..4_usize),
         patch in (1..5_usize, 1..5_usize),
         corners in (0..1000_usize, 0..1000_usize, 0..1000_usize, 0..1000_usize),
-        kind in 0..3,
+        kind in 0..4,
         mirrored: bool,
         key: u64,
     ) {
@@ -71,7 +78,8 @@ proptest! {
         let fill = match kind {
             0 => Fill::Constant(vec![-2.117_904]),
             1 => Fill::Constant((0..channels).map(|c| 0.3 + c as f32).collect()),
-            _ => Fill::Normal(key),
+            2 => Fill::Normal(key),
+            _ => Fill::NormalColor(key),
         };
         let data: Vec<u8> = (0..size.pixels() * channels).map(|i| (i * 37) as u8).collect();
         let image = ImageView::new(&data, size, channels, size.width * channels).unwrap();

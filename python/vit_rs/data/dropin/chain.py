@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from vit_rs import transforms as ours
-from vit_rs.data.dropin import torchvision_transforms
+from vit_rs.data.dropin import timm_transforms, torchvision_transforms
 from vit_rs.data.dropin.exact import change_of, describe, library_module, name_of
 from vit_rs.data.dropin.places import Place, Step, UntranslatableError, place_of
 from vit_rs.transforms import Compose, MultiCrop, Transform
@@ -25,7 +25,7 @@ __all__ = ["Pipeline", "Place", "Step", "UntranslatableError", "place_of", "step
 Translation = tuple[tuple[Transform, ...], Place]
 
 # What translates the transforms of each library.
-_LIBRARIES = (torchvision_transforms.translate,)
+_LIBRARIES = (torchvision_transforms.translate, timm_transforms.translate)
 
 
 @dataclass(frozen=True)

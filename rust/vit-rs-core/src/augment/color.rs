@@ -68,6 +68,10 @@ pub(super) fn apply(
             let solarized = move |value: u8| if value >= threshold { !value } else { value };
             map(source, level, target, solarized);
         }
+        Color::SolarizeAdd(add) => {
+            let dark = move |value: u8| if value < 128 { value.saturating_add(add) } else { value };
+            map(source, level, target, dark);
+        }
         Color::Equalize => look_up(source, &histogram::equalize(source), target),
         Color::AutoContrast => {
             look_up(source, &histogram::autocontrast(source, kernels, level), target);

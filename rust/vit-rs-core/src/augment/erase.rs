@@ -1,5 +1,7 @@
 //! Rectangles overwritten with a colour or with noise, in 8-bit images, float images and batches alike.
 
+use std::borrow::Cow;
+
 use super::plan::Fill;
 use crate::error::{Error, Result};
 use crate::image::{ImageBuf, Rect, Size};
@@ -15,7 +17,7 @@ pub(crate) struct Filler<'a> {
 #[derive(Debug)]
 enum Source<'a> {
     /// One value for each channel, or one for all.
-    Constant(&'a [f32]),
+    Constant(Cow<'a, [f32]>),
     Normal(Stream),
 }
 
@@ -28,9 +30,14 @@ impl<'a> Filler<'a> {
         let source = match fill {
             Fill::Constant(values) => {
                 check_channels(values.len(), channels)?;
-                Source::Constant(values)
+                Source::Constant(Cow::Borrowed(values))
             }
             Fill::Normal(key) => Source::Normal(Stream::keyed(*key)),
+            Fill::NormalColor(key) => {
+                let mut colour = vec![0.0; channels];
+                Stream::keyed(*key).fill_normal(&mut colour);
+                Source::Constant(Cow::Owned(colour))
+            }
         };
         Ok(Self { row: vec![0.0; rect.width * channels], source })
     }

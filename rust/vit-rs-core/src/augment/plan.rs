@@ -33,6 +33,8 @@ pub enum Fill {
     Constant(Vec<f32>),
     /// A normally distributed number for each value, of the stream with this key.
     Normal(u64),
+    /// A normally distributed number for each channel, of the stream with this key.
+    NormalColor(u64),
 }
 
 /// One operation with all its numbers.
@@ -121,6 +123,8 @@ pub enum Sampling {
     Nearest,
     /// Four, weighted by how near they are.
     Bilinear,
+    /// Sixteen, by cubics through them: Pillow's pixels, whatever the plan's kernels. Not of floats.
+    Bicubic,
 }
 
 /// What happens to colours.
@@ -142,6 +146,8 @@ pub enum Color {
     Posterize(u8),
     /// Invert values from this one on, in the units of the values.
     Solarize(f64),
+    /// Add this to values below 128, at most to white. Not of floats.
+    SolarizeAdd(u8),
     /// Spread each channel's histogram evenly.
     Equalize,
     /// Spread each channel's range over 0 to 255.

@@ -7,17 +7,26 @@ use vit_rs_core::augment::spec::{Look, RandomAffine, RandomRotation};
 
 use super::Op;
 
+/// A sampling by its name; bicubic is Pillow's alone.
+pub(super) fn sampling(interpolation: &str) -> PyResult<Sampling> {
+    match interpolation {
+        "nearest" => Ok(Sampling::Nearest),
+        "bilinear" => Ok(Sampling::Bilinear),
+        "bicubic" => Ok(Sampling::Bicubic),
+        _ => Err(PyValueError::new_err(format!(
+            "interpolation must be 'nearest', 'bilinear' or 'bicubic', got '{interpolation}'"
+        ))),
+    }
+}
+
+/// How affine maps look under torchvision's policies, which read one or four pixels.
 pub(super) fn look(interpolation: &str, fill: Option<[u8; 3]>) -> PyResult<Look> {
-    let sampling = match interpolation {
-        "nearest" => Sampling::Nearest,
-        "bilinear" => Sampling::Bilinear,
-        _ => {
-            return Err(PyValueError::new_err(format!(
-                "interpolation must be 'nearest' or 'bilinear', got '{interpolation}'"
-            )));
-        }
-    };
-    Ok(Look { sampling, fill })
+    match sampling(interpolation)? {
+        Sampling::Bicubic => Err(PyValueError::new_err(
+            "interpolation must be 'nearest' or 'bilinear', got 'bicubic'",
+        )),
+        sampling => Ok(Look { sampling, fill }),
+    }
 }
 
 #[pyfunction]

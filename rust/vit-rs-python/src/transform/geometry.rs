@@ -12,7 +12,7 @@ use vit_rs_core::resample::taps::Filter;
 
 use super::Op;
 
-fn filter(name: &str) -> PyResult<Filter> {
+pub(super) fn filter(name: &str) -> PyResult<Filter> {
     match name {
         "bilinear" => Ok(Filter::Bilinear),
         "bicubic" => Ok(Filter::Bicubic { a: -0.5 }),
@@ -23,7 +23,7 @@ fn filter(name: &str) -> PyResult<Filter> {
     }
 }
 
-fn border(name: &str, fill: [u8; 3]) -> PyResult<Border> {
+pub(super) fn border(name: &str, fill: [u8; 3]) -> PyResult<Border> {
     match name {
         "constant" => Ok(Border::Constant(fill)),
         "edge" => Ok(Border::Edge),

@@ -3,6 +3,7 @@
 mod affine;
 mod color;
 mod containers;
+mod fit;
 mod geometry;
 mod policy;
 mod values;
@@ -140,9 +141,10 @@ fn tell(step: &Step) -> Vec<(&'static str, Vec<f64>)> {
 }
 
 /// A step's name and its numbers: crop (top, left, height, width), window (the same, may reach outside), resize (height,
-/// width), `flip_horizontal` and `flip_vertical` (none), `affine` (the inverse map's six, height, width, and 1 where it is
-/// bilinear), `gaussian_blur` (kernel height and width, sigma of both), `mix` (weight of the image, number of chains),
-/// `erase` (top, left, height, width, the values) or `erase_random` (without values), `normalize` (means, then as many
+/// width), `flip_horizontal` and `flip_vertical` (none), `affine` (the inverse map's six, height, width, and 0 for
+/// nearest, 1 for bilinear, 2 for bicubic sampling), `gaussian_blur` (kernel height and width, sigma of both), `mix` (weight of the image, number of chains),
+/// `erase` (top, left, height, width, the values) or `erase_random` or `erase_color` (without
+/// values), `normalize` (means, then as many
 /// standard deviations), and the colours' names in lower case (their number, if they have one).
 fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
     let whole = |numbers: &[usize]| numbers.iter().map(|&number| number as f64).collect::<Vec<_>>();
@@ -155,8 +157,12 @@ fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
         Step::FlipHorizontal => ("flip_horizontal", Vec::new()),
         Step::FlipVertical => ("flip_vertical", Vec::new()),
         Step::Affine(Affine { inverse, size, sampling, .. }, _) => {
-            let bilinear = f64::from(*sampling == Sampling::Bilinear);
-            let others = [size.height as f64, size.width as f64, bilinear];
+            let sampling = match sampling {
+                Sampling::Nearest => 0.0,
+                Sampling::Bilinear => 1.0,
+                Sampling::Bicubic => 2.0,
+            };
+            let others = [size.height as f64, size.width as f64, sampling];
             ("affine", inverse.iter().copied().chain(others).collect())
         }
         Step::Mix { keep, chains } => ("mix", vec![f64::from(*keep), chains.len() as f64]),
@@ -172,6 +178,7 @@ fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
                     ("erase", numbers)
                 }
                 Fill::Normal(_) => ("erase_random", numbers),
+                Fill::NormalColor(_) => ("erase_color", numbers),
             }
         }
         Step::Normalize { mean, std } => {
@@ -186,6 +193,7 @@ fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
             Color::Invert => ("invert", Vec::new()),
             Color::Posterize(bits) => ("posterize", vec![f64::from(bits)]),
             Color::Solarize(threshold) => ("solarize", vec![threshold]),
+            Color::SolarizeAdd(add) => ("solarize_add", vec![f64::from(add)]),
             Color::Equalize => ("equalize", Vec::new()),
             Color::AutoContrast => ("autocontrast", Vec::new()),
             Color::Sharpness(factor) => ("sharpness", vec![factor]),
@@ -352,6 +360,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     affine::register(module)?;
     color::register(module)?;
     containers::register(module)?;
+    fit::register(module)?;
     geometry::register(module)?;
     policy::register(module)?;
     values::register(module)

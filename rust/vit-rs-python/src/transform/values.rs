@@ -5,17 +5,20 @@ use vit_rs_core::augment::spec::{ErasingValue, Normalize, RandomErasing};
 
 use super::Op;
 
-/// Random rectangles; no `value` stands for random numbers.
+/// Random rectangles; no `value` stands for random numbers: one for each value, or for each channel.
 #[pyfunction]
-#[pyo3(signature = (p, scale, ratio, value))]
+#[pyo3(signature = (p, scale, ratio, value, *, color, count))]
 fn random_erasing(
     p: f64,
     scale: (f64, f64),
     ratio: (f64, f64),
     value: Option<Vec<f32>>,
+    color: bool,
+    count: (usize, usize),
 ) -> PyResult<Op> {
-    let value = value.map_or(ErasingValue::Random, ErasingValue::Constant);
-    Op::new(RandomErasing { p, scale, ratio, value })
+    let random = if color { ErasingValue::RandomColor } else { ErasingValue::Random };
+    let value = value.map_or(random, ErasingValue::Constant);
+    Op::new(RandomErasing { p, scale, ratio, value, count })
 }
 
 #[pyfunction]

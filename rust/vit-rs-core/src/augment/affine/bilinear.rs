@@ -9,7 +9,7 @@ use crate::line::interleave;
 use crate::simd::{self, Kernel, Level};
 
 /// Pixels whose sums are found at once.
-const BLOCK: usize = 8;
+pub(super) const BLOCK: usize = 8;
 
 pub(super) fn draw<const C: usize>(
     level: Level,
@@ -41,7 +41,7 @@ pub(super) fn draw<const C: usize>(
 }
 
 /// A float of either width.
-trait Real: Copy + Default + PartialOrd + std::ops::Sub<Output = Self> {
+pub(super) trait Real: Copy + Default + PartialOrd + std::ops::Sub<Output = Self> {
     fn of(value: usize) -> Self;
     fn from_whole(value: i32) -> Self;
     /// What lies before the point of a number that is neither negative nor above 2^22; a cast is slower.
@@ -340,11 +340,11 @@ impl<const C: usize> Rule<C> for Pillow {
 }
 
 /// Pillow's coordinates: (0, 0) is the corner of the first pixel.
-struct Place<'a> {
-    line: &'a mut [f64],
-    column: f64,
-    row: f64,
-    constant: f64,
+pub(super) struct Place<'a> {
+    pub(super) line: &'a mut [f64],
+    pub(super) column: f64,
+    pub(super) row: f64,
+    pub(super) constant: f64,
 }
 
 impl Kernel for Place<'_> {

@@ -4,6 +4,7 @@
 //! four pixels around each and their weighted sum. Coordinates are rounded as the library does whose pixels are wanted:
 //! torch's affine grid and `grid_sample` in f32, Pillow's `Image.transform` in 16-bit fixed point or f64.
 
+mod bicubic;
 mod bilinear;
 mod nearest;
 
@@ -26,6 +27,8 @@ pub(super) struct Lines {
     rows: Vec<i32>,
     /// The upper and the lower two of four pixels.
     pairs: [Vec<u64>; 2],
+    /// Of a block of places one of four or sixteen pixels around each.
+    taps: Vec<[u32; bilinear::BLOCK]>,
     planes: [Vec<u8>; 3],
 }
 
@@ -63,6 +66,8 @@ pub(super) fn affine(
         (Sampling::Bilinear, _) => {
             bilinear::draw(level, source, kernels, map, [fill[0]], lines, rows);
         }
+        (Sampling::Bicubic, 3) => bicubic::draw(level, source, map, fill, lines, rows),
+        (Sampling::Bicubic, _) => bicubic::draw(level, source, map, [fill[0]], lines, rows),
     }
 }
 

@@ -170,6 +170,9 @@ fn expected(data: &[u8], size: Size, channels: usize, color: Color, kernels: Ker
             each(&|v| (v >> (8 - bits).min(7) << (8 - bits).min(7)) * u8::from(bits > 0))
         }
         Color::Solarize(threshold) => each(&|v| if f64::from(v) < threshold { v } else { 255 - v }),
+        Color::SolarizeAdd(add) => {
+            each(&|v| if v < 128 { (u16::from(v) + u16::from(add)).min(255) as u8 } else { v })
+        }
         Color::AutoContrast => by_channel(&|plane, v| {
             let (low, high) = (*plane.iter().min().unwrap(), *plane.iter().max().unwrap());
             match kernels {
@@ -214,6 +217,7 @@ fn colors() -> impl Strategy<Value = Color> {
         Just(Color::Invert),
         (0..=8_u8).prop_map(Color::Posterize),
         prop_oneof![0.0..255.0, any::<u8>().prop_map(f64::from)].prop_map(Color::Solarize),
+        any::<u8>().prop_map(Color::SolarizeAdd),
         Just(Color::Equalize),
         Just(Color::AutoContrast),
     ]

@@ -2,10 +2,20 @@
 
 use crate::augment::affine::Grid;
 use crate::augment::plan::{Affine, Sampling};
+use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView, Size};
 use crate::simd::Level;
 
-pub(super) fn affine(source: ImageView<'_, f32>, map: &Affine, target: &mut ImageBuf<f32>) {
+pub(super) fn affine(
+    source: ImageView<'_, f32>,
+    map: &Affine,
+    target: &mut ImageBuf<f32>,
+) -> Result<()> {
+    if map.sampling == Sampling::Bicubic {
+        return Err(Error::argument(
+            "bicubic affine maps need 8-bit pixels: put them before ToDtype",
+        ));
+    }
     let (Size { height, width }, channels) = (source.size(), source.channels());
     let grid = Grid::new(source.size(), map);
     let fill = map.fill.unwrap_or_default().map(f32::from);
@@ -26,7 +36,7 @@ pub(super) fn affine(source: ImageView<'_, f32>, map: &Affine, target: &mut Imag
                     let nearest = pixel(x.round_ties_even(), y.round_ties_even());
                     to.copy_from_slice(nearest.unwrap_or(&fill[..channels]));
                 }
-                Sampling::Bilinear => {
+                Sampling::Bilinear | Sampling::Bicubic => {
                     let (left, upper) = (x.floor(), y.floor());
                     let (right, lower) = (left + 1.0, upper + 1.0);
                     let taps = [
@@ -51,4 +61,5 @@ pub(super) fn affine(source: ImageView<'_, f32>, map: &Affine, target: &mut Imag
             }
         }
     }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::augment::histogram;
 use crate::augment::plan::Color;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::{ImageView, Size};
 use crate::simd::{self, Kernel, Level};
 
@@ -50,6 +50,9 @@ pub(super) fn apply(
         Color::Solarize(threshold) => {
             let threshold = threshold as f32;
             each(level, values, |value| if value >= threshold { 1.0 - value } else { value });
+        }
+        Color::SolarizeAdd(_) => {
+            return Err(Error::argument("SolarizeAdd needs 8-bit pixels: put it before ToDtype"));
         }
         Color::Equalize => equalize(values, size, channels)?,
         Color::AutoContrast => autocontrast(values, channels),

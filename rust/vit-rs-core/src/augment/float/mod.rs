@@ -66,7 +66,7 @@ impl FloatCanvas {
                 }
                 Step::Affine(map, _) => {
                     super::affine::check(from.size())?;
-                    affine::affine(from, map, next);
+                    affine::affine(from, map, next)?;
                 }
                 Step::Mix { keep, chains } => {
                     let mixer = self.mixer.get_or_insert_default();

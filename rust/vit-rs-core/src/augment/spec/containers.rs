@@ -75,14 +75,7 @@ impl Op for RandomChoice {
     }
 
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {
-        let mut left = stream.unit() * self.weights.iter().sum::<f64>();
-        let passed = |&weight: &f64| {
-            left -= weight;
-            left < 0.0
-        };
-        // Rounding may leave nothing at the end: the last one that can be chosen stands there.
-        let chosen = self.weights.iter().position(passed);
-        let chosen = chosen.or_else(|| self.weights.iter().rposition(|&weight| weight > 0.0));
+        let chosen = weighted(&self.weights, stream);
         let chain = chosen.and_then(|at| self.chains.get(at));
         chain.into_iter().flatten().try_for_each(|op| drawing.run(&**op))
     }
@@ -132,4 +125,16 @@ impl Op for RandomOrder {
 fn agreed(mut sizes: impl Iterator<Item = Option<Size>>) -> Option<Size> {
     let first = sizes.next()??;
     sizes.all(|size| size == Some(first)).then_some(first)
+}
+
+/// The number of an item, each as likely as its weight; None where all weights are 0.
+pub(super) fn weighted(weights: &[f64], stream: &mut Stream) -> Option<usize> {
+    let mut left = stream.unit() * weights.iter().sum::<f64>();
+    let passed = |&weight: &f64| {
+        left -= weight;
+        left < 0.0
+    };
+    // Rounding may leave nothing at the end: the last one that can be chosen stands there.
+    let chosen = weights.iter().position(passed);
+    chosen.or_else(|| weights.iter().rposition(|&weight| weight > 0.0))
 }

@@ -6,6 +6,7 @@
 mod affine;
 mod color;
 mod containers;
+mod fit;
 mod geometry;
 mod policy;
 mod values;
@@ -16,11 +17,14 @@ use std::sync::Arc;
 pub use affine::{Look, RandomAffine, RandomRotation};
 pub use color::{ColorJitter, GaussianBlur, Grayscale, RandomColor};
 pub use containers::{RandomApply, RandomChoice, RandomOrder};
+pub use fit::{CropOrPad, ResizeKeepRatio, TrimBorder};
 pub use geometry::{
     CenterCrop, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, RandomVerticalFlip, Resize,
     Target,
 };
-pub use policy::{AugMix, AutoAugment, Policy, RandAugment, TrivialAugmentWide};
+pub use policy::{
+    AugMix, AutoAugment, Policy, RandAugment, TimmName, TimmOp, TimmRandAugment, TrivialAugmentWide,
+};
 pub use values::{ErasingValue, Normalize, RandomErasing};
 
 use super::plan::{Border, Color, Kernels, Plan, Step};

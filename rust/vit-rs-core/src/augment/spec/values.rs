@@ -15,9 +15,11 @@ pub enum ErasingValue {
     Constant(Vec<f32>),
     /// A normally distributed number for each value; of bytes the whole part, modulo 256.
     Random,
+    /// A normally distributed number for each channel; of bytes the same.
+    RandomColor,
 }
 
-/// A random rectangle erased.
+/// Random rectangles erased.
 #[derive(Clone, Debug)]
 pub struct RandomErasing {
     /// How often.
@@ -28,6 +30,8 @@ pub struct RandomErasing {
     pub ratio: (f64, f64),
     /// What stands there afterwards.
     pub value: ErasingValue,
+    /// The fewest and the most rectangles, which share the area.
+    pub count: (usize, usize),
 }
 
 impl Op for RandomErasing {
@@ -40,6 +44,12 @@ impl Op for RandomErasing {
             )));
         }
         check_range("ratio", self.ratio, f64::INFINITY)?;
+        let (fewest, most) = self.count;
+        if !(1 <= fewest && fewest <= most && most <= 1024) {
+            return Err(Error::argument(format!(
+                "count must be (fewest, most) with 1 <= fewest <= most <= 1024, got ({fewest}, {most})"
+            )));
+        }
         match &self.value {
             ErasingValue::Constant(values) if values.is_empty() => {
                 Err(Error::argument("value must have at least one number"))
@@ -48,7 +58,7 @@ impl Op for RandomErasing {
                 Some(value) => Err(Error::argument(format!("value must be finite, got {value}"))),
                 None => Ok(()),
             },
-            ErasingValue::Random => Ok(()),
+            ErasingValue::Random | ErasingValue::RandomColor => Ok(()),
         }
     }
 
@@ -70,28 +80,38 @@ impl Op for RandomErasing {
         if !stream.chance(self.p) {
             return Ok(());
         }
-        let Some(rect) = erased_rect(drawing.size(), self.scale, self.ratio, stream) else {
-            return Ok(());
-        };
-        let fill = match &self.value {
-            ErasingValue::Constant(values) => Fill::Constant(values.clone()),
-            ErasingValue::Random => Fill::Normal(stream.next_u64()),
-        };
-        drawing.push(Step::Erase { rect, fill });
+        let (fewest, most) = self.count;
+        let more = most.saturating_sub(fewest) as u64;
+        let count = fewest + if more > 0 { stream.below(more + 1) as usize } else { 0 };
+        for _ in 0..count {
+            let Some(rect) = erased_rect(drawing.size(), count, self.scale, self.ratio, stream)
+            else {
+                continue;
+            };
+            let fill = match &self.value {
+                ErasingValue::Constant(values) => Fill::Constant(values.clone()),
+                ErasingValue::Random => Fill::Normal(stream.next_u64()),
+                ErasingValue::RandomColor => Fill::NormalColor(stream.next_u64()),
+            };
+            drawing.push(Step::Erase { rect, fill });
+        }
         Ok(())
     }
 }
 
-/// torchvision's rectangle: ten tries, then none; it is smaller than the image on both sides, and may be empty.
+/// torchvision's and timm's rectangle: ten tries, then none; it is smaller than the image on both sides, and may be empty.
+/// Each of `count` ones has its share of the area.
 fn erased_rect(
     size: Size,
+    count: usize,
     scale: (f64, f64),
     ratio: (f64, f64),
     stream: &mut Stream,
 ) -> Option<Rect> {
     let (low, high) = (ratio.0.ln(), ratio.1.ln());
     for _ in 0..10 {
-        let area = size.pixels() as f64 * stream.uniform(scale.0, scale.1);
+        let share = stream.uniform(scale.0, scale.1) / count as f64;
+        let area = size.pixels() as f64 * share;
         let aspect = stream.uniform(low, high).exp();
         let side = |square: f64| square.sqrt().round_ties_even() as usize;
         let (height, width) = (side(area * aspect), side(area / aspect));

@@ -4,6 +4,7 @@
 //! computes them so.
 
 mod tables;
+mod timm;
 
 use super::affine::Look;
 use super::{Drawing, Op};
@@ -14,6 +15,7 @@ use crate::rng::Stream;
 
 pub use tables::Policy;
 use tables::{AUGMIX, AUGMIX_COLOR, Entry, Name, RAND, Range, WIDE};
+pub use timm::{TimmName, TimmOp, TimmRandAugment};
 
 /// Several operations, one after another, each at the same strength.
 #[derive(Clone, Copy, Debug)]
