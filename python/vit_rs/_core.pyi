@@ -1,6 +1,6 @@
 import os
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -267,6 +267,9 @@ def timm_rand_augment(ops: Sequence[Op], num_layers: int, weights: Sequence[floa
 def trim_border(border_size: int) -> Op: ...
 def trivial_augment_wide(num_magnitude_bins: int, interpolation: str, fill: Sequence[int] | None, v1: bool) -> Op: ...
 
+# Validity bits, offsets, whether these have 8 bytes, data, first value.
+_ColumnArrays: TypeAlias = tuple[NDArray[np.uint8] | None, NDArray[np.uint8], bool, NDArray[np.uint8], int]
+
 @final
 class Source:
     @staticmethod
@@ -277,6 +280,12 @@ class Source:
     def strided(images: NDArray[np.uint8]) -> Source: ...
     @staticmethod
     def concat(parts: Sequence[Source]) -> Source: ...
+    @staticmethod
+    def table(
+        name: str,
+        folder: str,
+        chunks: Sequence[tuple[int, _ColumnArrays | None, _ColumnArrays | None]],
+    ) -> Source: ...
     @staticmethod
     def mixed(entries: Sequence[str | os.PathLike[str] | bytes]) -> Source: ...
     @staticmethod

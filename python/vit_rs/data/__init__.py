@@ -7,6 +7,7 @@ from vit_rs.data.folder import ImageFolder
 from vit_rs.data.loader import ImageLoader, Patches
 from vit_rs.data.sample import load_idx, sample_dataset
 from vit_rs.data.statistics import LoaderStats
+from vit_rs.data.table import ImageTable
 from vit_rs.data.tar import TarShards
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "EncodedDataset",
     "ImageFolder",
     "ImageLoader",
+    "ImageTable",
     "LoaderStats",
     "Patches",
     "TarShards",

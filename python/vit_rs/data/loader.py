@@ -64,8 +64,8 @@ class ImageLoader:
     batch. A loader runs one iteration at a time: a new one, `set_epoch` and `load_state_dict` end the one under way.
 
     Args:
-        source: an ImageFolder, ArrayDataset, TarShards or EncodedDataset, a list of (path or bytes, label), or a torch
-            Subset of one.
+        source: an ImageFolder, ArrayDataset, TarShards, ImageTable or EncodedDataset, a list of (path or bytes, label),
+            or a torch Subset of one.
         transform: what happens to each image; None leaves it as it is. It must end in one size for all images.
         batch_size: samples in a batch; below 2**63.
         shuffle: draw a new order each epoch.

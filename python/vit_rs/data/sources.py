@@ -15,6 +15,7 @@ from vit_rs.data.array import ArrayDataset
 from vit_rs.data.encoded import EncodedDataset, Feeder
 from vit_rs.data.folder import ImageFolder
 from vit_rs.data.labels import label_array
+from vit_rs.data.table import ImageTable
 from vit_rs.data.tar import TarShards
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from vit_rs.data.order import Index
     from vit_rs.data.statistics import Reader
 
-__all__ = ["ImageSource", "Opened", "open_source"]
+__all__ = ["ImageSource", "Opened", "open_source", "open_table"]
 
-ImageSource = Union[ImageFolder, ArrayDataset, TarShards, EncodedDataset, "Sequence[tuple[Any, int]]", "Subset[Any]"]
+ImageSource = Union[
+    ImageFolder, ArrayDataset, TarShards, ImageTable, EncodedDataset, "Sequence[tuple[Any, int]]", "Subset[Any]"
+]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def open_source(source: ImageSource, *, keep_errors: bool) -> Opened:
 
     Raises:
         TypeError: a source of another kind, or a list with something else than (path or bytes, label).
-        ValueError: a Subset with an index outside its data set, or a label that does not fit 64 bits.
+        ValueError: a Subset with an index outside its data set, a label that does not fit 64 bits, or an ImageTable
+            with transforms of its own.
     """
     base, subset = _flatten(source)
     if isinstance(base, EncodedDataset):
@@ -71,6 +75,10 @@ def open_source(source: ImageSource, *, keep_errors: bool) -> Opened:
     elif isinstance(base, TarShards):
         core, labels = base.core_source, base.targets
         reader = "inflation" if base.gzipped else "threads"
+    elif isinstance(base, ImageTable):
+        if base.transform is not None or base.target_transform is not None:
+            raise ValueError("ImageLoader takes the transform itself: make the ImageTable without one")
+        return open_table(base, subset)
     elif isinstance(base, ImageFolder):
         # As torchvision, from the samples: lists that a user filtered agree with their files.
         core = Source.files([path for path, _ in base.samples])
@@ -81,6 +89,20 @@ def open_source(source: ImageSource, *, keep_errors: bool) -> Opened:
     targets = label_array(labels)
     targets = targets if subset is None else targets[subset]
     return Opened(core, subset, len(targets), targets, reader=reader)
+
+
+def open_table(table: ImageTable, subset: Index | None) -> Opened:
+    """Return the engine's view of a table's images and labels, whatever transforms it has.
+
+    Args:
+        table: the data set.
+        subset: those of its samples that are used; None = all.
+    """
+    labels = label_array(table.targets)
+    if subset is None:
+        return Opened(table.core_source, table.rows, len(labels), labels)
+    rows = subset if table.rows is None else table.rows[subset]
+    return Opened(table.core_source, rows, len(rows), labels[subset])
 
 
 def _flatten(source: ImageSource) -> tuple[Any, Index | None]:
@@ -96,10 +118,11 @@ def _flatten(source: ImageSource) -> tuple[Any, Index | None]:
             raise ValueError(f"a Subset has indices {chosen.min()}..{chosen.max()} into {length} samples")
         indices = chosen.astype(np.uint64) if indices is None else chosen.astype(np.uint64)[indices]
         source = cast("ImageSource", source.dataset)
-    if not isinstance(source, (ImageFolder, ArrayDataset, TarShards, EncodedDataset, list, tuple)):
+    if not isinstance(source, (ImageFolder, ArrayDataset, TarShards, ImageTable, EncodedDataset, list, tuple)):
         raise TypeError(
-            "source must be a vit_rs.data.ImageFolder, ArrayDataset, TarShards or EncodedDataset, a list of "
-            f"(path or bytes, label), or a torch Subset of one, got {type(source).__module__}.{type(source).__name__}"
+            "source must be a vit_rs.data.ImageFolder, ArrayDataset, TarShards, ImageTable or EncodedDataset, a list "
+            "of (path or bytes, label), or a torch Subset of one, "
+            f"got {type(source).__module__}.{type(source).__name__}"
         )
     return source, indices
 

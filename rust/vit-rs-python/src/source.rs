@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use numpy::{PyArray1, PyArray3, PyArrayMethods, PyReadonlyArray4, PyUntypedArrayMethods};
+use numpy::{
+    PyArray1, PyArray3, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray4, PyUntypedArrayMethods,
+};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -18,6 +20,7 @@ use vit_rs_core::source::feed::{Asked, Feed as CoreFeed, Request};
 use vit_rs_core::source::memory::Array;
 use vit_rs_core::source::mixed::{Entry, Mixed};
 use vit_rs_core::source::strided::Strided;
+use vit_rs_core::source::table::{Chunk, Table, Values};
 use vit_rs_core::source::tar::Shards;
 use vit_rs_core::source::{Files, Item, Source as CoreSource, folder};
 
@@ -38,11 +41,34 @@ struct Borrowed {
     _owner: Py<PyAny>,
 }
 
-// SAFETY: the bytes are only read, and `vit_rs.data.ArrayDataset` asks that nobody writes them meanwhile; the owner is
-// only dropped, which pyo3 allows on any thread.
+// SAFETY: the bytes are only read, and `vit_rs.data.ArrayDataset` asks that nobody writes them meanwhile (Arrow's are
+// immutable); the owner is only dropped, which pyo3 allows on any thread.
 unsafe impl Send for Borrowed {}
 // SAFETY: as above.
 unsafe impl Sync for Borrowed {}
+
+impl Borrowed {
+    fn of(array: &PyReadonlyArray1<'_, u8>) -> PyResult<Self> {
+        let bytes = array.as_slice()?;
+        let (start, len) = (bytes.as_ptr(), bytes.len());
+        Ok(Self { start, len, _owner: array.as_any().clone().unbind() })
+    }
+}
+
+/// Values of an Arrow column: (validity bits, offsets, whether these have 8 bytes, data, first value).
+type ColumnArrays<'py> = (
+    Option<PyReadonlyArray1<'py, u8>>,
+    PyReadonlyArray1<'py, u8>,
+    bool,
+    PyReadonlyArray1<'py, u8>,
+    usize,
+);
+
+fn values((valid, offsets, wide, data, first): ColumnArrays<'_>) -> PyResult<Values<Borrowed>> {
+    let valid = valid.as_ref().map(Borrowed::of).transpose()?;
+    let (offsets, data) = (Borrowed::of(&offsets)?, Borrowed::of(&data)?);
+    Ok(Values { valid, offsets, wide, data, first })
+}
 
 impl AsRef<[u8]> for Borrowed {
     fn as_ref(&self) -> &[u8] {
@@ -100,6 +126,21 @@ impl Source {
     fn concat(parts: Vec<Bound<'_, Self>>) -> PyResult<Self> {
         let parts = parts.iter().map(|part| Arc::clone(&part.get().0)).collect();
         Ok(Self(Arc::new(Concat::new(parts).map_err(to_py)?)))
+    }
+
+    /// A table that messages call `name`, its paths beginning in `folder`: chunks of (rows, images, paths).
+    #[staticmethod]
+    fn table(
+        name: String,
+        folder: PathBuf,
+        chunks: Vec<(usize, Option<ColumnArrays<'_>>, Option<ColumnArrays<'_>>)>,
+    ) -> PyResult<Self> {
+        let chunk = |(rows, images, paths): (_, Option<ColumnArrays<'_>>, Option<_>)| {
+            let images = images.map(values).transpose()?;
+            Ok(Chunk { rows, images, paths: paths.map(values).transpose()? })
+        };
+        let chunks = chunks.into_iter().map(chunk).collect::<PyResult<_>>()?;
+        Ok(Self(Arc::new(Table::new(name, folder, chunks).map_err(to_py)?)))
     }
 
     /// Image files (paths) and encoded images (bytes, kept without a copy).

@@ -18,7 +18,8 @@ from vit_rs.data.dropin.datasets_torchvision import ATTRIBUTES, read_torchvision
 from vit_rs.data.dropin.places import Place, UntranslatableError
 from vit_rs.data.encoded import EncodedDataset, Feeder
 from vit_rs.data.folder import ImageFolder
-from vit_rs.data.sources import Opened, open_source
+from vit_rs.data.sources import Opened, open_source, open_table
+from vit_rs.data.table import ImageTable
 from vit_rs.data.tar import TarShards
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ __all__ = ["Fingerprint", "OpenedDataset", "open_dataset"]
 # Labels are numbers, or rows of numbers; an image has more dimensions, and its pixels are not copied.
 _MOST_DIMENSIONS_OF_LABELS = 2
 # Attributes that samples come from, of all data sets that are known.
-_READ = (*ATTRIBUTES, "images", "dataset", "core_source")
-_OWN = (ArrayDataset, EncodedDataset, ImageFolder, TarShards)
+_READ = (*ATTRIBUTES, "images", "dataset", "core_source", "rows")
+_OWN = (ArrayDataset, EncodedDataset, ImageFolder, ImageTable, TarShards)
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,8 @@ def open_dataset(dataset: Any) -> OpenedDataset:
         _check_equal(parts[0], part, number)
     labels, targets = _joined([part.labels for part in parts], subset)
     core = parts[0].core if len(parts) == 1 else Source.concat([part.core for part in parts])
-    samples = len(core) if subset is None else len(subset)
     return OpenedDataset(
-        Opened(core, subset, samples, labels, reader=parts[0].reader),
+        Opened(core, _rows(parts, subset), len(labels), labels, reader=parts[0].reader),
         parts[0].transform,
         parts[0].target_transform,
         parts[0].start,
@@ -90,6 +90,24 @@ def open_dataset(dataset: Any) -> OpenedDataset:
         _described([part.describe for part in parts], subset),
         Fingerprint(dataset),
     )
+
+
+def _rows(parts: list[Base], subset: Index | None) -> Index | None:
+    """Return the index of each sample in the parts' sources, one behind the other; None = all."""
+    if all(part.rows is None for part in parts):
+        return subset
+    rows = _joined_indices([(part.rows, len(part.core)) for part in parts])
+    return rows if subset is None else rows[subset]
+
+
+def _joined_indices(parts: list[tuple[Index | None, int]]) -> Index:
+    """Return indices into several things, one behind the other, of indices (None = all) into each and its length."""
+    starts = accumulate([0, *(length for _, length in parts)])
+    indices = [
+        np.arange(start, start + length, dtype=np.uint64) if chosen is None else chosen + np.uint64(start)
+        for (chosen, length), start in zip(parts, starts, strict=False)
+    ]
+    return np.concatenate(indices)
 
 
 def _fed(leaves: list[Any], subset: Index | None, fingerprint: Fingerprint) -> OpenedDataset:
@@ -124,13 +142,7 @@ def _flattened(dataset: Any) -> tuple[list[Any], Index | None]:
         joined = [leaf for leaves, _ in parts for leaf in leaves]
         if all(subset is None for _, subset in parts):
             return joined, None
-        wholes = [sum(map(len, leaves)) for leaves, _ in parts]
-        starts = accumulate([0, *wholes[:-1]])
-        indices = [
-            np.arange(start, start + whole, dtype=np.uint64) if subset is None else subset + np.uint64(start)
-            for (_, subset), start, whole in zip(parts, starts, wholes, strict=True)
-        ]
-        return joined, np.concatenate(indices)
+        return joined, _joined_indices([(subset, sum(map(len, leaves))) for leaves, subset in parts])
     _check_map_style(dataset)
     return [dataset], None
 
@@ -154,19 +166,21 @@ def _base(leaf: Any) -> Base:
     base = _own(leaf) if type(leaf) in _OWN else read_torchvision(leaf)
     if base is None:
         raise UntranslatableError(_why_not(leaf))
-    if len(base.core) != len(leaf):
-        raise UntranslatableError(
-            f"{named(leaf)} says that it has {len(leaf)} samples, and has {len(base.core)}. {REMEDY}"
-        )
+    if len(base) != len(leaf):
+        raise UntranslatableError(f"{named(leaf)} says that it has {len(leaf)} samples, and has {len(base)}. {REMEDY}")
     return base
 
 
 def _own(leaf: Any) -> Base:
-    """Return one of vit_rs.data's own: its items are u8 tensors."""
+    """Return one of vit_rs.data's own: its items are u8 tensors, or what a table's transform makes of a PIL image."""
+    if isinstance(leaf, ImageTable):
+        opened = open_table(leaf, None)
+        start = Place("tensor" if leaf.transform is None else "pil")
+        labels, transforms = opened.labels, (leaf.transform, leaf.target_transform)
+        return Base(opened.core, labels, *transforms, start, repr(leaf), opened.reader, opened.subset)
     opened = open_source(leaf, keep_errors=True)
     channels = leaf.images.shape[3] if isinstance(leaf, ArrayDataset) else 3
-    start = Place("tensor", channels=channels)
-    return Base(opened.core, opened.labels, None, None, start, repr(leaf), opened.reader)
+    return Base(opened.core, opened.labels, None, None, Place("tensor", channels=channels), repr(leaf), opened.reader)
 
 
 def _check_map_style(dataset: Any) -> None:
@@ -185,6 +199,12 @@ def _why_not(leaf: Any) -> str:
         return f"a {type(leaf).__name__} gives its items as they are: only Python knows what they are. {REMEDY}"
     if isinstance(leaf, (Subset, ConcatDataset)):
         return f"{named(leaf)} is a subclass, which may choose its samples in its own way. {REMEDY}"
+    if type(leaf).__module__.split(".")[0] in ("datasets", "pyarrow"):
+        # Of Hugging Face, or what lies below.
+        return (
+            f"the images of {named(leaf)} are in a table: write vit_rs.data.ImageTable(dataset, image='image', "
+            "label='label', transform=transform) for dataset, whose items are (image, label), or pass fallback='torch'"
+        )
     known = [kind.__name__ for kind in _OWN if isinstance(leaf, kind)]
     what = f"is a subclass of {known[0]}" if known else "has a __getitem__ of its own"
     return f"{named(leaf)} {what}, which only Python can run. {REMEDY}"
@@ -240,7 +260,7 @@ class Fingerprint:
     """What a data set consists of, to find out later whether it is still that: `Fingerprint(dataset) == earlier`.
 
     The objects that it holds (transforms, arrays of pixels) are compared by identity, its lists, indices and labels
-    item by item. Changed pixels are no change: they are read anew. Costs some 20 ms for a million samples.
+    item by item. Changed pixels are no change: they are read anew. Costs 0.1 s for a million files.
     """
 
     def __init__(self, dataset: Any) -> None:

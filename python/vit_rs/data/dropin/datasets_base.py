@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vit_rs.data.dropin.places import Place
+    from vit_rs.data.order import Index
     from vit_rs.data.statistics import Reader
 
 __all__ = ["REMEDY", "Base", "array_source", "file_source", "named"]
@@ -41,6 +42,7 @@ class Base:
         start: what an image is when `transform` gets it.
         describe: the data set in words.
         reader: who reads, as in LoaderStats.
+        rows: index in `core` of each sample; None = all of it.
     """
 
     core: Source
@@ -50,6 +52,10 @@ class Base:
     start: Place
     describe: str
     reader: Reader = "threads"
+    rows: Index | None = None
+
+    def __len__(self) -> int:
+        return len(self.core) if self.rows is None else len(self.rows)
 
 
 def named(thing: Any) -> str:

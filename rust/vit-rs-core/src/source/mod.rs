@@ -7,6 +7,7 @@ pub mod folder;
 pub mod memory;
 pub mod mixed;
 pub mod strided;
+pub mod table;
 pub mod tar;
 
 use std::path::PathBuf;
