@@ -39,6 +39,11 @@ U8_BATCHES: Name = (BATCHES, "u8")
 DATALOADER_PIL, DATALOADER_TENSOR = "DataLoader, torchvision v2, PIL", "DataLoader, torchvision v2, tensors"
 FFCV_JPG = "FFCV, jpg"
 
+DROPIN_TABLE = "A torchvision script's batches of 64, one import changed"
+TORCH_LOADER = "torch's DataLoader"
+DROPIN_PIL: Name = (DROPIN_TABLE, "PIL")
+DROPIN_TENSORS: Name = (DROPIN_TABLE, "tensors")
+
 OPERATIONS = "One operation, 224 x 224 u8"
 POLICIES = "Policies, 224 x 224 u8"
 VIEWS_OF_A_FILE: Name = ("Views of one file", "DINO: 2 of 224 and 8 of 96 pixels, u8")
@@ -124,6 +129,8 @@ LOADING_GOALS = (
     Goal((F32_BATCHES,), (DALI,), 2.1, threads=2),
     Goal((F32_BATCHES,), (FFCV_JPG,), 1.8, threads=2),
     Goal((U8_BATCHES,), ("vit_rs, f32",), 0.97, threads=2),
+    Goal((DROPIN_PIL,), (TORCH_LOADER,), 2.3, threads=2),
+    Goal((DROPIN_TENSORS,), (TORCH_LOADER,), 1.8, threads=2),
     *[
         Goal(((OPERATIONS, name),), (), 1.0)
         for name in (
@@ -161,4 +168,6 @@ LOADING_ROWS = (
     ReadmeRow(
         "batches of 64 from files: two threads", F32_BATCHES, (DATALOADER_PIL, DATALOADER_TENSOR, DALI), threads=2
     ),
+    ReadmeRow("a torchvision script, one import changed: PIL", DROPIN_PIL, (TORCH_LOADER,), threads=2),
+    ReadmeRow("the same: tensors", DROPIN_TENSORS, (TORCH_LOADER,), threads=2),
 )

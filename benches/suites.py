@@ -50,6 +50,10 @@ process, after an epoch that is not timed. The processes of DataLoader and webda
 files, made before the time; FFCV's are encoded anew at quality 95, and its batches are channels-last in memory, which
 is faster for it.
 
+A torchvision script: both loaders are given the same ImageFolder, which decodes with Pillow, and the same transforms;
+"PIL" ends in ToImage, "tensors" begins with it. The evaluation chain of the same form, Resize 256 and CenterCrop 224,
+must be torch's, value for value. timm's policy is measured where Pillow is older than 13, with which timm fails.
+
 Augmentations: one image of 224 x 224 in memory, u8, no decoding, one thread; the mean of many draws in each round.
 `vit_rs` takes and gives arrays (224, 224, 3), as its loader holds images and as albumentations and cv2 do;
 `vit_rs, tensors` takes and gives tensors (3, 224, 224), as torchvision's tensor kernels do. PIL images and kornia-rs's
@@ -106,7 +110,7 @@ LOADING = Suite(
     name="loading",
     title="Benchmarks of the image loader",
     page="benchmarks-loading.md",
-    modules=("bench_transform", "bench_loader", "bench_augment"),
+    modules=("bench_transform", "bench_loader", "bench_dropin", "bench_augment"),
     method=LOADING_METHOD,
     goals=LOADING_GOALS,
     goals_title="Goals",

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 BENCHES = Path(__file__).resolve().parent.parent / "benches"
-MODULES = ("bench_transform", "bench_loader", "bench_augment")
+MODULES = ("bench_transform", "bench_loader", "bench_dropin", "bench_augment")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision:DeprecationWarning"),
@@ -209,7 +209,8 @@ def test_the_report_has_every_figure(load, timings):
     assert page.count("| not measured |") == len(suite.goals) - len(measured)
     rows = [line for line in report.readme_lines(suite, timings) if line.startswith("| ")]
     assert len(rows) == 2 + len(suite.rows)
-    assert "torchvision v2, PIL: 250 (2.00)" in rows[-1]
+    assert "torchvision v2, PIL: 250 (2.00)" in rows[-3]
+    assert "torch's DataLoader: 250 (2.00)" in rows[-1]
 
 
 def test_absent_peers_are_told(load, timings, data):
