@@ -42,7 +42,9 @@ def test_argument_errors(options, error, text):
 
 
 def test_other_errors():
-    with pytest.raises(TypeError, match=r"source must be a vit_rs\.data\.ImageFolder, ArrayDataset, TarShards, ImageTable or"):
+    with pytest.raises(
+        TypeError, match=r"source must be a vit_rs\.data\.ImageFolder, ArrayDataset, TarShards, ImageTable or"
+    ):
         ImageLoader({1: 2}, batch_size=1)
     with pytest.raises(ValueError, match="and a batch needs one: end it with"):
         ImageLoader([(b"", 0)], batch_size=1)

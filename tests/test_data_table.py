@@ -185,6 +185,24 @@ def test_several_files_are_one_table(tmp_path):
     check(Subset(images, [6, 0, 3]), [6, 0, 3])
 
 
+def test_of_a_parquet_file_only_what_is_wanted_is_read(tmp_path):
+    path = tmp_path / "label=9"
+    path.mkdir()
+    # The folder's name is no column, as it would be in a partitioned data set; columns stand in any order.
+    more = table().select(["label", "image"]).append_column("more", pa.array(["x" * 10_000_000] * 7))
+    pq.write_table(more, path / "x.parquet", row_group_size=3)
+    before = pa.total_allocated_bytes()
+    images = ImageTable(path / "x.parquet")
+    assert pa.total_allocated_bytes() - before < 1_000_000
+    check(images)
+    assert ImageTable(path / "x.parquet", label=None).targets == [-1] * 7
+    for name in ("image", "label"):
+        with pytest.raises(
+            DatasetError, match=r"x\.parquet: no column 'none', .* columns are 'label', 'image', 'more'"
+        ):
+            ImageTable(path / "x.parquet", **{name: "none"})
+
+
 def test_where_there_are_no_bytes_the_path_is_read(tmp_path, monkeypatch):
     for number in (0, 2, 3):
         (tmp_path / f"{number}.img").write_bytes(FILES[number])
@@ -254,9 +272,9 @@ ADDRESSES = [{"bytes": FILES[0], "path": "http://x/0"}, {"bytes": None, "path": 
         (
             lambda: ImageTable(table(), "picture"),
             DatasetError,
-            "table: no column 'picture'; the columns are 'image', 'label'",
+            "table: no column 'picture', or several; the columns are 'image', 'label'",
         ),
-        (lambda: ImageTable(table(), label="y"), DatasetError, "table: no column 'y'; the columns are"),
+        (lambda: ImageTable(table(), label="y"), DatasetError, "table: no column 'y', or several"),
         (
             lambda: ImageTable(table([1] * 7, kind=pa.int64())),
             TypeError,

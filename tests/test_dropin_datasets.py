@@ -221,6 +221,25 @@ def test_vit_rs_own_data_sets_give_tensors(folder, read):
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), pixels)
 
 
+def test_encoded_data_sets_may_have_transforms(folder):
+    samples = [(Path(path).read_bytes(), label) for path, label in ImageFolder(folder).samples]
+    images = EncodedDataset(samples, transform=flip, target_transform=increase)
+    image, label = images[3]
+    assert (image.mode, label) == ("RGB", samples[3][1] + 1)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(samples[3][0])).convert("RGB")))
+    both = ConcatDataset([images, EncodedDataset(samples, transform=flip, target_transform=increase)])
+    for dataset in (images, Subset(images, [1]), both):
+        opened = open_dataset(dataset)
+        assert (opened.start, opened.transform, opened.target_transform) == (Place("pil"), flip, increase)
+    with pytest.raises(UntranslatableError, match="parts 0 and 1 of the ConcatDataset have different transforms"):
+        open_dataset(ConcatDataset([images, EncodedDataset(samples)]))
+    before = Fingerprint(images)
+    samples.append(samples[0])
+    assert before != Fingerprint(images)
+    with pytest.raises(ValueError, match="ImageLoader takes the transform itself: make the EncodedDataset without one"):
+        ImageLoader(images, batch_size=2)
+
+
 def test_subsets_in_subsets(folder, read):
     dataset = datasets.ImageFolder(folder, transform=flip)
     first, second = random_split(dataset, [2, 3], generator=torch.Generator().manual_seed(1))

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from vit_rs._core import Feed, decode_image
+from vit_rs.data.items import item
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["EncodedDataset", "Feeder"]
 
@@ -44,29 +45,43 @@ class EncodedDataset:
             as bytes, bytearray, memoryview, or a one-dimensional u8 array or tensor; label: a 64-bit integer,
             negative where it is no class.
         classes: the classes' names, index = label, where they are of use.
+        transform: what `encoded[i]` does to the image, a PIL image of mode RGB, as in torchvision's data sets; the
+            drop-in DataLoader does the same. ImageLoader has a transform of its own.
+        target_transform: the same for the label, a Python int.
 
     Raises:
         TypeError: the data set has no length or cannot be indexed.
     """
 
-    def __init__(self, dataset: _MapStyle, *, classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: _MapStyle,
+        *,
+        classes: Sequence[str] | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        target_transform: Callable[[Any], Any] | None = None,
+    ) -> None:
         for name in ("__len__", "__getitem__"):
             if not hasattr(dataset, name):
                 raise TypeError(f"a map-style data set has {name}, {type(dataset).__name__} does not")
         self.dataset = dataset
         self.classes: list[str] | None = None if classes is None else list(classes)
+        self.transform = transform
+        self.target_transform = target_transform
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Return (image, label): image u8 RGB, (3, H, W), values 0..255.
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """Return (image, label).
+
+        image: u8 RGB, (3, H, W), values 0..255; with a transform, what that makes of a PIL image of mode RGB.
 
         Raises:
             DecodeError: the bytes are not a readable image.
         """
         data, label = _checked(self.dataset[index], index)
-        return torch.from_numpy(decode_image(data, name=f"sample {index}")).permute(2, 0, 1), label
+        return item(decode_image(data, name=f"sample {index}"), label, self.transform, self.target_transform)
 
     def __repr__(self) -> str:
         return f"EncodedDataset({type(self.dataset).__name__}: {len(self)} images)"

@@ -61,10 +61,12 @@ def open_source(source: ImageSource, *, keep_errors: bool) -> Opened:
 
     Raises:
         TypeError: a source of another kind, or a list with something else than (path or bytes, label).
-        ValueError: a Subset with an index outside its data set, a label that does not fit 64 bits, or an ImageTable
-            with transforms of its own.
+        ValueError: a Subset with an index outside its data set, a label that does not fit 64 bits, or a data set with
+            transforms of its own.
     """
     base, subset = _flatten(source)
+    if isinstance(base, (EncodedDataset, ImageTable)) and (base.transform or base.target_transform):
+        raise ValueError(f"ImageLoader takes the transform itself: make the {type(base).__name__} without one")
     if isinstance(base, EncodedDataset):
         feeder = Feeder(base.dataset, keep_errors=keep_errors)
         count = len(base) if subset is None else len(subset)
@@ -76,8 +78,6 @@ def open_source(source: ImageSource, *, keep_errors: bool) -> Opened:
         core, labels = base.core_source, base.targets
         reader = "inflation" if base.gzipped else "threads"
     elif isinstance(base, ImageTable):
-        if base.transform is not None or base.target_transform is not None:
-            raise ValueError("ImageLoader takes the transform itself: make the ImageTable without one")
         return open_table(base, subset)
     elif isinstance(base, ImageFolder):
         # As torchvision, from the samples: lists that a user filtered agree with their files.

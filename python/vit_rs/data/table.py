@@ -10,9 +10,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from vit_rs._core import Source, decode_image
+from vit_rs.data.items import item
 from vit_rs.data.labels import class_names
 from vit_rs.data.tar import expand_braces
 from vit_rs.exceptions import DatasetError
@@ -26,6 +26,7 @@ __all__ = ["ImageTable"]
 
 _PARQUET = b"PAR1"
 _ARROW_FILE = b"ARROW1"
+_PARQUET_ROWS = 256
 
 
 class ImageTable:
@@ -83,7 +84,7 @@ class ImageTable:
     def _open(self) -> list[str] | None:
         """Find the images and labels; returns the names of the classes that the table has."""
         image, label = self.columns
-        parts = list(_parts(self.table))
+        parts = list(_parts(self.table, [image] if label is None else [image, label]))
         if not parts:
             raise ValueError("the list of paths must name at least one file")
         # Rows of the table that the data set has, in its order; None = all.
@@ -109,11 +110,7 @@ class ImageTable:
         index = range(len(self))[index]
         row = index if self.rows is None else int(self.rows[index])
         pixels = decode_image(self.core_source.encoded(row), name=self.core_source.name(row))
-        target = label if self.target_transform is None else self.target_transform(label)
-        if self.transform is None:
-            return torch.from_numpy(pixels).permute(2, 0, 1), target
-        pil = importlib.import_module("PIL.Image")
-        return self.transform(pil.fromarray(pixels)), target
+        return item(pixels, label, self.transform, self.target_transform)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("core_source", "rows", "targets")}
@@ -148,10 +145,7 @@ class _Part:
         Raises:
             DatasetError: there is none of that name.
         """
-        names = self.columns.column_names
-        if names.count(name) != 1:
-            listed = ", ".join(map(repr, names))
-            raise DatasetError(f"{self.name}: no column {name!r}; the columns are {listed or 'none at all'}")
+        _check_column(name, self.columns.column_names, self.name)
         return self.columns.column(name)
 
     def check_none(self, wrong: np.ndarray[Any, np.dtype[np.bool_]], reason: str) -> None:
@@ -177,6 +171,12 @@ class _Part:
         return [str(name) for name in names] if isinstance(names, list) else None
 
 
+def _check_column(name: str, names: list[str], table: str) -> None:
+    if names.count(name) != 1:
+        listed = ", ".join(map(repr, names)) or "none at all"
+        raise DatasetError(f"{table}: no column {name!r}, or several; the columns are {listed}")
+
+
 def _pyarrow(module: str = "pyarrow") -> Any:
     """Return pyarrow, or a module of it.
 
@@ -189,11 +189,11 @@ def _pyarrow(module: str = "pyarrow") -> Any:
         raise ImportError('ImageTable needs pyarrow: pip install "vit-rs[table]"') from error
 
 
-def _parts(table: Any) -> Iterator[_Part]:
-    """Return the Arrow tables that a data set is made of."""
+def _parts(table: Any, wanted: list[str]) -> Iterator[_Part]:
+    """Return the Arrow tables that a data set is made of, of a file only the columns that are wanted."""
     if isinstance(table, list):
         for path in table:
-            yield _read(path)
+            yield _read(path, wanted)
         return
     datasets = sys.modules.get("datasets")
     if datasets is not None and isinstance(table, getattr(datasets, "Dataset", ())):
@@ -219,14 +219,19 @@ def _hugging_face(dataset: Any) -> _Part:
     return _Part(columns, "data set", rows=rows)
 
 
-def _read(path: str) -> _Part:
-    """Return the table in a file; one of Arrow is mapped, one of Parquet is read."""
+def _read(path: str, wanted: list[str]) -> _Part:
+    """Return the table in a file; one of Arrow is mapped, one of Parquet is read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DatasetError: it is neither, is damaged, or lacks a column.
+    """
     with open(path, "rb") as file:  # noqa: PTH123  (a path as the user gave it)
         start = file.read(len(_ARROW_FILE))
     arrow = _pyarrow()
     try:
         if start.startswith(_PARQUET):
-            table = _pyarrow("pyarrow.parquet").read_table(path)
+            table = _read_parquet(path, wanted)
         else:
             mapped = arrow.memory_map(path)
             opened = arrow.ipc.open_file(mapped) if start == _ARROW_FILE else arrow.ipc.open_stream(mapped)
@@ -234,6 +239,18 @@ def _read(path: str) -> _Part:
     except (arrow.ArrowException, OSError) as error:
         raise DatasetError(f"{path}: not a readable Parquet or Arrow file: {error}") from error
     return _Part(table, path, os.path.dirname(path))  # noqa: PTH120
+
+
+def _read_parquet(path: str, wanted: list[str]) -> Any:
+    with _pyarrow("pyarrow.parquet").ParquetFile(path) as file:
+        schema = file.schema_arrow
+        for name in wanted:
+            _check_column(name, schema.names, path)
+        fields = [schema.field(name) for name in wanted]
+        # A few rows at a time: pyarrow cannot read structs of more than 2 GB at once.
+        batches = list(file.iter_batches(_PARQUET_ROWS, columns=wanted))
+    arrow = _pyarrow()
+    return arrow.Table.from_batches(batches, arrow.schema(fields, schema.metadata)).select(wanted)
 
 
 def _source(part: _Part, name: str) -> Source:

@@ -118,12 +118,15 @@ def _fed(leaves: list[Any], subset: Index | None, fingerprint: Fingerprint) -> O
             f"a ConcatDataset of EncodedDataset and {named(other[0])} mixes data sets that Python and that Rust reads: "
             "make all of them EncodedDatasets, or pass fallback='torch'"
         )
+    for number, leaf in enumerate(leaves):
+        _check_equal(leaves[0], leaf, number)
     inner = [leaf.dataset for leaf in leaves]
     feeder = Feeder(inner[0] if len(inner) == 1 else ConcatDataset(inner), keep_errors=True)
     samples = sum(map(len, leaves)) if subset is None else len(subset)
     opened = Opened(Source.feed(feeder.feed), subset, samples, np.empty(0, np.int64), feeder, "data set")
     describe = _described([repr(leaf) for leaf in leaves], subset)
-    return OpenedDataset(opened, None, None, Place("tensor"), None, describe, fingerprint)
+    transforms = leaves[0].transform, leaves[0].target_transform
+    return OpenedDataset(opened, *transforms, _start(leaves[0]), None, describe, fingerprint)
 
 
 def _flattened(dataset: Any) -> tuple[list[Any], Index | None]:
@@ -175,12 +178,15 @@ def _own(leaf: Any) -> Base:
     """Return one of vit_rs.data's own: its items are u8 tensors, or what a table's transform makes of a PIL image."""
     if isinstance(leaf, ImageTable):
         opened = open_table(leaf, None)
-        start = Place("tensor" if leaf.transform is None else "pil")
         labels, transforms = opened.labels, (leaf.transform, leaf.target_transform)
-        return Base(opened.core, labels, *transforms, start, repr(leaf), opened.reader, opened.subset)
+        return Base(opened.core, labels, *transforms, _start(leaf), repr(leaf), rows=opened.subset)
     opened = open_source(leaf, keep_errors=True)
     channels = leaf.images.shape[3] if isinstance(leaf, ArrayDataset) else 3
     return Base(opened.core, opened.labels, None, None, Place("tensor", channels=channels), repr(leaf), opened.reader)
+
+
+def _start(leaf: EncodedDataset | ImageTable) -> Place:
+    return Place("tensor" if leaf.transform is None else "pil")
 
 
 def _check_map_style(dataset: Any) -> None:
@@ -210,7 +216,7 @@ def _why_not(leaf: Any) -> str:
     return f"{named(leaf)} {what}, which only Python can run. {REMEDY}"
 
 
-def _check_equal(first: Base, part: Base, number: int) -> None:
+def _check_equal(first: Base | EncodedDataset, part: Base | EncodedDataset, number: int) -> None:
     """Check that parts of a ConcatDataset go the same way."""
     for what in ("transform", "target_transform"):
         if getattr(first, what) is not getattr(part, what):
@@ -218,7 +224,7 @@ def _check_equal(first: Base, part: Base, number: int) -> None:
                 f"parts 0 and {number} of the ConcatDataset have different {what}s: give both the same object, or pass "
                 "fallback='torch'"
             )
-    if first.start != part.start:
+    if isinstance(first, Base) and isinstance(part, Base) and first.start != part.start:
         raise UntranslatableError(
             f"parts 0 and {number} of the ConcatDataset have different images ({first.start} and {part.start}): "
             "give each a loader, or pass fallback='torch'"
