@@ -50,6 +50,7 @@ __all__ = [
     "resize",
     "resize_keep_ratio",
     "resize_short_side",
+    "sample_seed",
     "scan_folder",
     "timm_op",
     "timm_rand_augment",

@@ -262,8 +262,10 @@ class ImageLoader:
         return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
     def _order(self) -> Index:
-        shuffle = self.shuffle
-        order = self._loader.permutation(self.seed, self._epoch) if shuffle else np.arange(self._samples, dtype=np.uint64)
+        if self.shuffle:
+            order = self._loader.permutation(self.seed, self._epoch)
+        else:
+            order = np.arange(self._samples, dtype=np.uint64)
         return share(order, self._consumed, rank=self.rank, world_size=self.world_size, drop_last=self.drop_last)
 
     def set_epoch(self, epoch: int) -> None:
