@@ -42,16 +42,9 @@ def main() -> None:
     size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     model = ViTForImageClassification(ViTConfig(image_size=96, num_labels=len(train.classes), **size))
     with tempfile.TemporaryDirectory() as out:
-        arguments = TrainingArguments(
-            out,
-            num_train_epochs=2,
-            learning_rate=1e-3,
-            per_device_train_batch_size=16,
-            per_device_eval_batch_size=32,
-            dataloader_num_workers=2,
-            save_strategy="no",
-            report_to="none",
-        )
+        sizes = {"per_device_train_batch_size": 16, "per_device_eval_batch_size": 32, "dataloader_num_workers": 2}
+        quiet = {"save_strategy": "no", "report_to": "none"}
+        arguments = TrainingArguments(out, num_train_epochs=2, learning_rate=1e-3, **sizes, **quiet)
         trainer = ImageTrainer(model, arguments, train_dataset=train, eval_dataset=val)
         trainer.train()
         print(f"loss {trainer.evaluate()['eval_loss']:.3f}")

@@ -20,8 +20,8 @@ LOOPS = {
     "lightning_datamodule.py": ("lightning",),
     "hf_trainer.py": ("transformers", "accelerate"),
 }
-# Imports that take seconds by themselves.
-SLOW = ("lightning_datamodule.py", "hf_trainer.py")
+# Warnings inside these are theirs.
+LENIENT = ("lightning_datamodule.py", "hf_trainer.py")
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,15 @@ def printed(name: str, *arguments: str) -> str:
     """Run an example in a process of its own, as a user does; return what it prints."""
     # No network; a warning is an error, but for those inside Lightning, transformers and accelerate.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    strict = [] if name in SLOW else ["-W", "error"]
+    strict = [] if name in LENIENT else ["-W", "error"]
     command = [sys.executable, *strict, str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in LOOPS])
+@pytest.mark.slow  # each imports its libraries anew: 5 to 10 s
+@pytest.mark.parametrize("name", LOOPS)
 def test_loop_runs(photographs, name):
     for module in LOOPS[name]:
         pytest.importorskip(module)
@@ -54,6 +55,7 @@ def test_loop_runs(photographs, name):
     assert float(value) > 0.25 if kind == "accuracy" else float(value) < 1.386, last
 
 
+@pytest.mark.slow
 def test_script_runs_as_it_is(photographs):
     """The drop-in example starts from a script that torch runs."""
     assert "accuracy" in printed("dropin/script.py", str(photographs))
