@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2 as tv
 import torchvision.transforms.v2.functional as tvf
+from PIL import Image
 from scipy import stats
 
 from vit_rs import transforms as t
@@ -197,6 +198,23 @@ def test_short_side_resize_follows_torchvision():
         (step,) = plans(t.Resize(side), (height, width), 1)[0] or [("resize", [height, width])]
         expected = tvf.resize(torch.empty(3, height, width, dtype=torch.uint8), [side], antialias=True).shape[1:]
         assert step == ("resize", list(expected))
+
+
+@pytest.mark.parametrize("kernels", ["torch", "pillow"])
+@pytest.mark.parametrize(("size", "max_size"), [(32, 40), (32, 33), (32, 100), (7, 300), (1, 2), (None, 40), (None, 1)])
+def test_max_size_follows_torchvision(size, max_size, kernels):
+    ours = t.Resize(size, "bicubic", max_size=max_size)
+    for height, width in ((50, 60), (60, 50), (31, 200), (97, 96), (64, 64), (200, 3), (32, 40), (33, 32), (1, 1)):
+        pixels = images(1, height, width, seed=width)[0]
+        image = torch.from_numpy(pixels).permute(2, 0, 1) if kernels == "torch" else Image.fromarray(pixels)
+        chain = t.Compose([ours], kernels=kernels)
+        try:
+            theirs = tvf.resize(image, None if size is None else [size], "bicubic", max_size)
+        except (RuntimeError, ValueError):  # No pixel is left.
+            with pytest.raises(ValueError, match=rf"image: Resize leaves \d+ x \d+ of {height} x {width}: nothing"):
+                chain(image)
+        else:
+            assert np.array_equal(np.asarray(chain(image)), np.asarray(theirs)), (height, width)
 
 
 ERRORS = {

@@ -20,7 +20,10 @@ TO_FLOAT = t.ToDtype(torch.float32, scale=True)
 
 # What stands in the message, and what raises it: a wrong value is a ValueError, a wrong kind a TypeError.
 VALUES = {
-    "max_size must be None, got 60": lambda: t.Resize(32, "bilinear", 60),
+    "max_size must be greater than size, which is the shorter side, got 32 and 32": lambda: t.Resize(32, max_size=32),
+    "max_size must be an int where size is None, got None": lambda: t.Resize(None),
+    "max_size must be None where size is (height, width), got 60": lambda: t.Resize((8, 9), "bilinear", 60),
+    "max_size must be an int of at least 1, got 0": lambda: t.Resize(None, max_size=0),
     "antialias must be True or None, got 60": lambda: t.Resize(32, "bilinear", None, 60),
     "antialias must be True or None, got False": lambda: t.RandomResizedCrop(32, antialias=False),
     "antialias must be True or None, got 1": lambda: t.RandomResizedCrop(32, antialias=1),
@@ -76,7 +79,9 @@ KINDS = {
     "num_output_channels must be an int, got '3'": lambda: t.Grayscale("3"),
     "num_ops must be an int of at least 0, got 2.0": lambda: t.RandAugment(2.0),
     "all_ops must be True or False, got 1": lambda: t.AugMix(all_ops=1),
-    "value must be a number, one for each channel, 'random' or 'random_color', got True": lambda: t.RandomErasing(value=True),
+    "value must be a number, one for each channel, 'random' or 'random_color', got True": lambda: t.RandomErasing(
+        value=True
+    ),
     "dtype must be torch.float32, float16, bfloat16 or uint8, got 'float32'": lambda: t.ToDtype("float32"),
     "scale must be True or False, got 255": lambda: t.ToDtype(torch.float32, 255),
     "transforms must be a sequence of transforms, got RandomHorizontalFlip(p=0.5)": lambda: t.Compose(FLIP),

@@ -49,6 +49,7 @@ __all__ = [
     "resample_tokens",
     "resize",
     "resize_keep_ratio",
+    "resize_long_side",
     "resize_short_side",
     "sample_seed",
     "scan_folder",
@@ -251,7 +252,8 @@ def resize_keep_ratio(
     zoom_by_area: bool,
     stretch: tuple[float, tuple[float, float]],
 ) -> Op: ...
-def resize_short_side(side: int, interpolation: str) -> Op: ...
+def resize_long_side(side: int, interpolation: str) -> Op: ...
+def resize_short_side(side: int, interpolation: str, max_size: int | None = None) -> Op: ...
 def timm_op(
     name: str,
     *,

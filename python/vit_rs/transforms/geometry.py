@@ -76,9 +76,10 @@ class Resize(PixelTransform):
 
     Args:
         size: (height, width), or the length of the shorter side: the longer one keeps the aspect ratio, cut to a whole
-            number of pixels.
+            number of pixels. None: `max_size` is the length of the longer side.
         interpolation: "bilinear", "bicubic" or "lanczos", or torchvision's InterpolationMode.
-        max_size: None; torchvision's limit to the longer side is not offered.
+        max_size: the longer side's greatest length, where `size` is the shorter side: it is kept where the longer one
+            would exceed it, and the shorter one follows. None: no limit.
         antialias: True, or None, which means the same; False is not offered for 8-bit images.
 
     Raises:
@@ -86,27 +87,31 @@ class Resize(PixelTransform):
         ValueError: a size or name that makes no sense.
     """
 
-    size: int | Sequence[int]
+    size: int | Sequence[int] | None
     interpolation: Interpolation = "bilinear"
-    max_size: None = None
+    max_size: int | None = None
     antialias: bool | None = True
 
     def __post_init__(self) -> None:
-        if self.max_size is not None:
-            raise ValueError(
-                f"max_size must be None, got {self.max_size!r}: a limit to the longer side is not offered; antialias "
-                "is the argument behind it"
-            )
         _check_antialias(self.antialias)
         self._keep(
-            size=check.sides("size", self.size),
+            size=None if self.size is None else check.sides("size", self.size),
             interpolation=check.choice("interpolation", self.interpolation, check.RESIZING),
+            max_size=None if self.max_size is None else check.whole("max_size", self.max_size, 1),
         )
+        if self.size is None and self.max_size is None:
+            raise ValueError("max_size must be an int where size is None, got None")
+        if isinstance(self.size, tuple) and self.max_size is not None:
+            raise ValueError(
+                f"max_size must be None where size is (height, width), got {self.max_size!r} beside {self.size!r}"
+            )
         self._op()
 
     def _op(self) -> Op:
+        if self.size is None:
+            return _core.resize_long_side(check.whole("max_size", self.max_size), self.interpolation)
         if isinstance(self.size, int):
-            return _core.resize_short_side(self.size, self.interpolation)
+            return _core.resize_short_side(self.size, self.interpolation, self.max_size)
         return _core.resize(check.pair(self.size), self.interpolation)
 
 

@@ -41,8 +41,12 @@ fn simple() -> impl Strategy<Value = Arc<dyn Op>> {
             dynamic(RandomCrop { size, padding, pad_if_needed: true, border })
         },
     );
-    let target =
-        prop_oneof![sizes(50).prop_map(Target::Exact), (1usize..50).prop_map(Target::ShortSide)];
+    let target = prop_oneof![
+        sizes(50).prop_map(Target::Exact),
+        (1usize..50).prop_map(Target::ShortSide),
+        (1usize..50, 1usize..50)
+            .prop_map(|(short, more)| Target::Within { short, most: short + more }),
+    ];
     prop_oneof![
         resized_crop,
         crop,

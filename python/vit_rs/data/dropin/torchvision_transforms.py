@@ -46,10 +46,10 @@ def translate(transform: Any, place: Place) -> Translation | None:
 
     Returns:
         What does the same in vit_rs and what the image is behind it; None for an object that is not one of
-        torchvision's transforms, and for those that hold other transforms.
+        torchvision's transforms.
 
     Raises:
-        UntranslatableError: it has no equal in vit_rs at this place.
+        UntranslatableError: it has no equal in vit_rs at this place, or holds other transforms (see chain.py).
     """
     module = library_module(type(transform), "torchvision.transforms")
     if module is None:

@@ -75,26 +75,54 @@ enum MeanStd<'a> {
     Each(&'a [f32], &'a [f32]),
 }
 
-struct Convert<'a, S> {
+struct Uniform<'a, S> {
     source: &'a [S],
     target: &'a mut [f32],
-    by: Affine<'a>,
+    unit: Unit,
+    mean: f32,
+    std: f32,
 }
 
-impl<S: Source> Kernel for Convert<'_, S> {
+impl<S: Source> Kernel for Uniform<'_, S> {
     #[inline(always)]
     fn run(self) {
-        let unit = self.by.unit;
-        let values = self.target.iter_mut().zip(self.source);
-        match self.by.by {
-            MeanStd::Uniform(mean, std) => {
-                values.for_each(|(to, &from)| *to = (from.float(unit) - mean) / std);
-            }
-            MeanStd::Each(means, stds) => {
-                for ((to, &from), (mean, std)) in values.zip(means.iter().zip(stds)) {
-                    *to = (from.float(unit) - mean) / std;
-                }
-            }
+        let Self { unit, mean, std, .. } = self;
+        for (to, &from) in self.target.iter_mut().zip(self.source) {
+            *to = (from.float(unit) - mean) / std;
+        }
+    }
+}
+
+struct Each<'a, S> {
+    source: &'a [S],
+    target: &'a mut [f32],
+    unit: Unit,
+    means: &'a [f32],
+    stds: &'a [f32],
+}
+
+impl<S: Source> Kernel for Each<'_, S> {
+    #[inline(always)]
+    fn run(self) {
+        let unit = self.unit;
+        let by = self.means.iter().zip(self.stds);
+        for ((to, &from), (mean, std)) in self.target.iter_mut().zip(self.source).zip(by) {
+            *to = (from.float(unit) - mean) / std;
+        }
+    }
+}
+
+/// One kernel for each kind, and all up to it inlined: a line of 224 values takes so short that a kernel waits for an
+/// enum on its way through memory.
+#[inline(always)]
+fn run<S: Source>(level: Level, source: &[S], target: &mut [f32], by: Affine<'_>) {
+    let unit = by.unit;
+    match by.by {
+        MeanStd::Uniform(mean, std) => {
+            simd::run(level, Uniform { source, target, unit, mean, std });
+        }
+        MeanStd::Each(means, stds) => {
+            simd::run(level, Each { source, target, unit, means, stds });
         }
     }
 }
@@ -105,8 +133,9 @@ impl Source for u8 {
         unit.of(self)
     }
 
+    #[inline(always)]
     fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>) {
-        simd::run(level, Convert { source, target, by });
+        run(level, source, target, by);
     }
 }
 
@@ -116,8 +145,9 @@ impl Source for f32 {
         self
     }
 
+    #[inline(always)]
     fn convert(level: Level, source: &[Self], target: &mut [f32], by: Affine<'_>) {
-        simd::run(level, Convert { source, target, by });
+        run(level, source, target, by);
     }
 }
 
@@ -160,7 +190,7 @@ where
                 Affine { by: MeanStd::Each(&means[from..], &stds[from..]), ..by }
             }
         };
-        simd::run(level, Convert { source: wide, target, by });
+        run(level, wide, target, by);
     }
 }
 

@@ -53,8 +53,18 @@ fn resize(size: (usize, usize), interpolation: &str) -> PyResult<Op> {
 }
 
 #[pyfunction]
-fn resize_short_side(side: usize, interpolation: &str) -> PyResult<Op> {
-    Op::new(Resize { target: Target::ShortSide(side), filter: filter(interpolation)? })
+#[pyo3(signature = (side, interpolation, max_size=None))]
+fn resize_short_side(side: usize, interpolation: &str, max_size: Option<usize>) -> PyResult<Op> {
+    let target = match max_size {
+        None => Target::ShortSide(side),
+        Some(most) => Target::Within { short: side, most },
+    };
+    Op::new(Resize { target, filter: filter(interpolation)? })
+}
+
+#[pyfunction]
+fn resize_long_side(side: usize, interpolation: &str) -> PyResult<Op> {
+    Op::new(Resize { target: Target::LongSide(side), filter: filter(interpolation)? })
 }
 
 #[pyfunction]
@@ -89,6 +99,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(random_resized_crop, module)?)?;
     module.add_function(wrap_pyfunction!(resize, module)?)?;
     module.add_function(wrap_pyfunction!(resize_short_side, module)?)?;
+    module.add_function(wrap_pyfunction!(resize_long_side, module)?)?;
     module.add_function(wrap_pyfunction!(center_crop, module)?)?;
     module.add_function(wrap_pyfunction!(random_crop, module)?)?;
     module.add_function(wrap_pyfunction!(random_horizontal_flip, module)?)?;

@@ -12,6 +12,15 @@ use crate::rng::Stream;
 pub enum Target {
     /// The shorter side; the other keeps the aspect ratio, cut to a whole number.
     ShortSide(usize),
+    /// The shorter side, but the longer one where that would be over `most`.
+    Within {
+        /// The shorter side.
+        short: usize,
+        /// The most that the longer side may have.
+        most: usize,
+    },
+    /// The longer side; the other keeps the aspect ratio, cut to a whole number.
+    LongSide(usize),
     /// Height and width.
     Exact(Size),
 }
@@ -58,31 +67,50 @@ pub struct Resize {
 }
 
 impl Resize {
+    /// The size afterwards; a side may be 0 where the longer one is bounded.
     fn size(&self, from: Size) -> Size {
-        match self.target {
-            Target::Exact(size) => size,
-            Target::ShortSide(side) => short_side(from, side),
-        }
+        // Products and quotients of whole numbers are torchvision's int(side * long / short) but for its float rounding,
+        // which cannot differ below 2^53.
+        let (short, long) = (from.height.min(from.width), from.height.max(from.width));
+        let scaled = |side: usize, by: usize, of: usize| side.saturating_mul(by) / of.max(1);
+        let (short, long) = match self.target {
+            Target::Exact(size) => return size,
+            Target::ShortSide(side) => (side, scaled(side, long, short)),
+            Target::LongSide(side) => (scaled(side, short, long), side),
+            Target::Within { short: side, most } => match scaled(side, long, short) {
+                over if over > most => (scaled(most, side, over), most),
+                long => (side, long),
+            },
+        };
+        if from.width <= from.height { Size::new(long, short) } else { Size::new(short, long) }
     }
 }
 
 impl Op for Resize {
     fn check(&self) -> Result<()> {
-        check_side(match self.target {
-            Target::Exact(size) => size,
-            Target::ShortSide(side) => Size::new(side, side),
-        })
+        match self.target {
+            Target::Exact(size) => check_side(size),
+            Target::ShortSide(side) | Target::LongSide(side) => check_side(Size::new(side, side)),
+            Target::Within { short, most } if most <= short => Err(Error::argument(format!(
+                "max_size must be greater than size, which is the shorter side, got {most} and {short}"
+            ))),
+            Target::Within { short, most } => check_side(Size::new(short, most)),
+        }
     }
 
     fn draw(&self, drawing: &mut Drawing, _: &mut Stream) -> Result<()> {
-        drawing.resize(self.size(drawing.size()), self.filter);
+        let (from, size) = (drawing.size(), self.size(drawing.size()));
+        if size.pixels() == 0 {
+            return Err(Error::sample(format!("Resize leaves {size} of {from}: nothing")));
+        }
+        drawing.resize(size, self.filter);
         Ok(())
     }
 
     fn output_size(&self, before: Option<Size>) -> Option<Size> {
         match self.target {
             Target::Exact(size) => Some(size),
-            Target::ShortSide(_) => before.map(|before| self.size(before)),
+            _ => before.map(|before| self.size(before)),
         }
     }
 }
@@ -190,16 +218,6 @@ impl Op for RandomVerticalFlip {
             drawing.push(Step::FlipVertical);
         }
         Ok(())
-    }
-}
-
-fn short_side(size: Size, side: usize) -> Size {
-    // Integer division is torchvision's int(side * long / short) but for its float rounding, which cannot differ below
-    // 2^53.
-    if size.width <= size.height {
-        Size::new((side * size.height / size.width.max(1)).max(1), side)
-    } else {
-        Size::new(side, (side * size.width / size.height.max(1)).max(1))
     }
 }
 
