@@ -53,6 +53,7 @@ __all__ = [
     "resize_short_side",
     "sample_seed",
     "scan_folder",
+    "timm_aug_mix",
     "timm_op",
     "timm_rand_augment",
     "trim_border",
@@ -254,6 +255,7 @@ def resize_keep_ratio(
 ) -> Op: ...
 def resize_long_side(side: int, interpolation: str) -> Op: ...
 def resize_short_side(side: int, interpolation: str, max_size: int | None = None) -> Op: ...
+def timm_aug_mix(ops: Sequence[Op], alpha: float, width: int, depth: int | None) -> Op: ...
 def timm_op(
     name: str,
     *,

@@ -28,7 +28,7 @@ from vit_rs.transforms.geometry import (
 from vit_rs.transforms.mixing import CutMix, MixUp
 from vit_rs.transforms.multi_crop import MultiCrop
 from vit_rs.transforms.policy import AugMix, AutoAugment, RandAugment, ThreeAugment, TrivialAugmentWide
-from vit_rs.transforms.timm_policy import TimmOp, TimmRandAugment, timm_policy
+from vit_rs.transforms.timm_policy import TimmAugMix, TimmOp, TimmRandAugment, timm_policy
 from vit_rs.transforms.values import Normalize, PILToTensor, ToDtype, ToTensor
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "Resize",
     "ResizeKeepRatio",
     "ThreeAugment",
+    "TimmAugMix",
     "TimmOp",
     "TimmRandAugment",
     "ToDtype",

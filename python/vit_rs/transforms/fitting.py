@@ -99,7 +99,7 @@ class CenterCropOrPad(PixelTransform):
         self._op()
 
     def _op(self) -> Op:
-        return _core.crop_or_pad(check.pair(self.size), check.rgb(self.fill) or [0, 0, 0], self.padding_mode, False)  # noqa: FBT003
+        return _core.crop_or_pad(check.pair(self.size), check.rgb(self.fill) or [0, 0, 0], self.padding_mode, False)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class RandomCropOrPad(PixelTransform):
         self._op()
 
     def _op(self) -> Op:
-        return _core.crop_or_pad(check.pair(self.size), check.rgb(self.fill) or [0, 0, 0], self.padding_mode, True)  # noqa: FBT003
+        return _core.crop_or_pad(check.pair(self.size), check.rgb(self.fill) or [0, 0, 0], self.padding_mode, True)
 
 
 @dataclass(frozen=True)

@@ -51,14 +51,18 @@ def translate(transform: Any, place: Place) -> Translation | None:
         return None
     name = kind.__name__
     try:
-        if (changed := change_of(transform)) is not None:
-            raise UntranslatableError(changed)
-        if name in _CONVERSIONS:
-            return _CONVERSIONS[name](transform, place)
-        if name in _OPERATIONS:
-            return _operation(name, transform, place), place
+        return _translated(name, transform, place)
     except (AttributeError, KeyError, TypeError, UntranslatableError, ValueError) as error:
         raise UntranslatableError(str(error), _expected(name, transform, place)) from error
+
+
+def _translated(name: str, transform: Any, place: Place) -> Translation:
+    if (changed := change_of(transform)) is not None:
+        raise UntranslatableError(changed)
+    if name in _CONVERSIONS:
+        return _CONVERSIONS[name](transform, place)
+    if name in _OPERATIONS:
+        return (_operation(name, transform, place),), place
     raise UntranslatableError("vit_rs has no such transform")
 
 
@@ -109,12 +113,12 @@ _CONVERSIONS: dict[str, Callable[[Any, Place], Translation]] = {
 # Operations on pixels: the image stays what it is.
 
 
-def _operation(name: str, transform: Any, place: Place) -> tuple[Transform, ...]:
-    if name == "RandomErasing":
-        return (_random_erasing(transform, place),)
-    if place.kind != "pil":
-        raise UntranslatableError("it has a PIL image's pixels in vit_rs, and comes behind a conversion to a tensor")
-    return (_OPERATIONS[name](transform, place),)
+def _operation(name: str, transform: Any, place: Place) -> Transform:
+    if name != "RandomErasing" and place.kind != "pil":
+        raise UntranslatableError(
+            "vit_rs has its pixels on PIL images, and here it comes behind a conversion to a tensor"
+        )
+    return _OPERATIONS[name](transform, place)
 
 
 def _random_resized_crop(transform: Any, _: Place) -> Transform:
@@ -140,7 +144,7 @@ def _interpolated(transform: Any, made: ours.RandomResizedCrop | ours.ResizeKeep
     """Return a resize with its filter; with several, of which one is drawn, a choice of as many."""
     given = transform.interpolation
     filters = given if isinstance(given, (list, tuple)) else [given]
-    names = [getattr(each, "value", each) for each in filters]
+    names: list[Any] = [getattr(each, "value", each) for each in filters]
     choices = [replace(made, interpolation=name) for name in names]
     return choices[0] if len(choices) == 1 else ours.RandomChoice(choices)
 
@@ -187,6 +191,13 @@ def _auto_augment(transform: Any, place: Place) -> Transform:
     return ours.RandomChoice(chains)
 
 
+def _aug_mix(transform: Any, place: Place) -> Transform:
+    if transform.blended:
+        raise UntranslatableError("blended=True blends chain by chain: vit_rs has the other way alone")
+    ops = [_augment_op(op, place) for op in transform.ops]
+    return ours.TimmAugMix(ops, float(transform.alpha), transform.width, transform.depth)
+
+
 def _augment_op(op: Any, place: Place) -> ours.TimmOp:
     """Translate an operation of a policy."""
     module = sys.modules["timm.data.auto_augment"]
@@ -196,10 +207,10 @@ def _augment_op(op: Any, place: Place) -> ours.TimmOp:
         raise UntranslatableError(changed)
     if op.aug_fn is not module.NAME_TO_OP[op.name] or op.level_fn is not module.LEVEL_TO_ARG[op.name]:
         raise UntranslatableError(f"its {op.name} has functions of its own")
-    fill, resample, *others = (op.kwargs["fillcolor"], op.kwargs["resample"], *op.kwargs.keys() - _KEYWORDS)
-    if others:
-        raise UntranslatableError(f"its {op.name} has more arguments: {', '.join(sorted(others))}")
-    if not isinstance(fill, Sequence) or len(fill) != 3 or place.channels != 3:  # noqa: PLR2004  (red, green, blue)
+    if others := sorted(set(op.kwargs) - {"fillcolor", "resample"}):
+        raise UntranslatableError(f"its {op.name} has more arguments: {', '.join(others)}")
+    fill, resample = op.kwargs["fillcolor"], op.kwargs["resample"]
+    if not isinstance(fill, Sequence) or len(fill) != 3 or place.channels != 3:
         raise UntranslatableError(f"fillcolor {fill} on an image of {place.channels} channels: vit_rs takes RGB alone")
     samplings = resample if isinstance(resample, (list, tuple)) else [resample]
     return ours.TimmOp(
@@ -215,8 +226,8 @@ def _augment_op(op: Any, place: Place) -> ours.TimmOp:
     )
 
 
-_KEYWORDS = {"fillcolor", "resample"}
 _OPERATIONS: dict[str, Callable[[Any, Place], Transform]] = {
+    "AugMixAugment": _aug_mix,
     "AutoAugment": _auto_augment,
     "CenterCropOrPad": _center_crop_or_pad,
     "RandAugment": _rand_augment,

@@ -1,6 +1,7 @@
 //! Carries out the steps of a plan on 8-bit pixels.
 
 use super::blur::Blur;
+use super::box_blur::BoxBlur;
 use super::mix::Mixer;
 use super::plan::{Kernels, Step};
 use super::{affine, color, erase, geometry};
@@ -18,6 +19,7 @@ pub struct Canvas {
     mixer: Option<Box<Mixer>>,
     colors: color::Scratch,
     blur: Blur,
+    box_blur: BoxBlur,
     buffers: [ImageBuf; 2],
 }
 
@@ -74,6 +76,11 @@ impl Canvas {
                     let mixer = self.mixer.get_or_insert_default();
                     mixer.mix(level, from, *keep, chains, next)?;
                 }
+                Step::Blend { share, steps } => {
+                    let mixer = self.mixer.get_or_insert_default();
+                    mixer.blend(level, from, *share, steps, next)?;
+                }
+                Step::BoxBlur(sigma) => self.box_blur.apply(from, *sigma, level, next),
                 Step::Color(color, kernels) => {
                     color::apply(from, *color, *kernels, &mut self.colors, next);
                 }

@@ -1,6 +1,8 @@
-//! The weighted sum of an image and of chains of it.
+//! The weighted sum of an image and of chains of it, and Pillow's blend of two images.
 
 use super::canvas::Canvas;
+use super::color::cut;
+use super::geometry;
 use super::plan::Step;
 use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView};
@@ -31,13 +33,7 @@ impl Mixer {
             simd::run(level, Start { weight: keep, pixels: source.row(y), sums });
         }
         for (weight, steps) in chains {
-            let chain = self.canvas.apply(source, steps)?;
-            if chain.size() != size || chain.channels() != channels {
-                return Err(Error::argument(format!(
-                    "a chain of a mix makes {} of {size}: only steps that keep the size can be mixed",
-                    chain.size()
-                )));
-            }
+            let chain = chain(&mut self.canvas, source, steps)?;
             for (y, sums) in self.sums.chunks_exact_mut(row).enumerate() {
                 simd::run(level, Add { weight: *weight, pixels: chain.row(y), sums });
             }
@@ -45,6 +41,57 @@ impl Mixer {
         let pixels = target.reshape(size, channels);
         simd::run(level, Cut { sums: &self.sums, pixels });
         Ok(())
+    }
+
+    pub(super) fn blend(
+        &mut self,
+        level: Level,
+        source: ImageView<'_>,
+        share: f32,
+        steps: &[Step],
+        target: &mut ImageBuf,
+    ) -> Result<()> {
+        let chain = chain(&mut self.canvas, source, steps)?;
+        let rows = geometry::rows_mut(target, source.size(), source.channels());
+        for (y, to) in rows.enumerate() {
+            simd::run(level, Blend { share, from: source.row(y), other: chain.row(y), to });
+        }
+        Ok(())
+    }
+}
+
+/// Applies a chain's steps, which must leave the image's size alone.
+fn chain<'a>(
+    canvas: &'a mut Canvas,
+    source: ImageView<'a>,
+    steps: &[Step],
+) -> Result<ImageView<'a>> {
+    let (size, channels) = (source.size(), source.channels());
+    let chain = canvas.apply(source, steps)?;
+    if chain.size() == size && chain.channels() == channels {
+        return Ok(chain);
+    }
+    Err(Error::argument(format!(
+        "a chain of a mix makes {} of {size}: only steps that keep the size can be mixed",
+        chain.size()
+    )))
+}
+
+/// Between `from` (a share of 0) and `other` (of 1), cut.
+struct Blend<'a> {
+    share: f32,
+    from: &'a [u8],
+    other: &'a [u8],
+    to: &'a mut [u8],
+}
+
+impl Kernel for Blend<'_> {
+    #[inline(always)]
+    fn run(self) {
+        for ((to, &from), &other) in self.to.iter_mut().zip(self.from).zip(self.other) {
+            let (from, other) = (f32::from(from), f32::from(other));
+            *to = cut(from + self.share * (other - from));
+        }
     }
 }
 

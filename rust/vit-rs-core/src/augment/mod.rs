@@ -3,6 +3,7 @@
 
 mod affine;
 mod blur;
+mod box_blur;
 pub mod canvas;
 mod color;
 pub(crate) mod erase;

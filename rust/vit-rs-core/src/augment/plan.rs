@@ -77,6 +77,15 @@ pub enum Step {
         /// Standard deviation along the height and the width, pixels.
         sigma: (f64, f64),
     },
+    /// Blur as Pillow's `ImageFilter.GaussianBlur` of this standard deviation, pixels. Not of floats.
+    BoxBlur(f64),
+    /// Pillow's `Image.blend` of the image with what a chain makes of it. Not of floats.
+    Blend {
+        /// Weight of the chain, 0 to 1.
+        share: f32,
+        /// The chain's steps, which leave the image's size alone.
+        steps: Vec<Step>,
+    },
     /// Overwrite a part that lies inside the image.
     Erase {
         /// The part.
@@ -169,6 +178,8 @@ impl Step {
             | Self::FlipVertical
             | Self::Color(..)
             | Self::GaussianBlur { .. }
+            | Self::BoxBlur(_)
+            | Self::Blend { .. }
             | Self::Erase { .. }
             | Self::Normalize { .. }
             | Self::Mix { .. } => before,

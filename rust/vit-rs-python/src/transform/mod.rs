@@ -128,7 +128,7 @@ impl View {
     }
 }
 
-/// A step's name and numbers; those of the chains of a mix stand behind it, each after a `chain`.
+/// A step's name and numbers; those of the chains of a mix stand behind it, each after a `chain`, those of a blend too.
 fn tell(step: &Step) -> Vec<(&'static str, Vec<f64>)> {
     let mut told = vec![numbers(step)];
     if let Step::Mix { chains, .. } = step {
@@ -137,12 +137,16 @@ fn tell(step: &Step) -> Vec<(&'static str, Vec<f64>)> {
             told.extend(steps.iter().flat_map(tell));
         }
     }
+    if let Step::Blend { steps, .. } = step {
+        told.extend(steps.iter().flat_map(tell));
+    }
     told
 }
 
 /// A step's name and its numbers: crop (top, left, height, width), window (the same, may reach outside), resize (height,
 /// width), `flip_horizontal` and `flip_vertical` (none), `affine` (the inverse map's six, height, width, and 0 for
-/// nearest, 1 for bilinear, 2 for bicubic sampling), `gaussian_blur` (kernel height and width, sigma of both), `mix` (weight of the image, number of chains),
+/// nearest, 1 for bilinear, 2 for bicubic sampling), `gaussian_blur` (kernel height and width, sigma of both), `box_blur` (sigma), `blend` (weight of
+/// the chain, number of its steps), `mix` (weight of the image, number of chains),
 /// `erase` (top, left, height, width, the values) or `erase_random` or `erase_color` (without
 /// values), `normalize` (means, then as many
 /// standard deviations), and the colours' names in lower case (their number, if they have one).
@@ -170,6 +174,8 @@ fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
             let numbers = [kernel.height as f64, kernel.width as f64, sigma.0, sigma.1];
             ("gaussian_blur", numbers.to_vec())
         }
+        Step::BoxBlur(sigma) => ("box_blur", vec![*sigma]),
+        Step::Blend { share, steps } => ("blend", vec![f64::from(*share), steps.len() as f64]),
         Step::Erase { rect, fill } => {
             let mut numbers = whole(&[rect.top, rect.left, rect.height, rect.width]);
             match fill {

@@ -106,12 +106,23 @@ fn timm_rand_augment(
     Op::new(spec::TimmRandAugment { ops: Op::list(&ops), num_layers, weights })
 }
 
+#[pyfunction]
+fn timm_aug_mix(
+    ops: Vec<Bound<'_, Op>>,
+    alpha: f64,
+    width: usize,
+    depth: Option<usize>,
+) -> PyResult<Op> {
+    Op::new(spec::TimmAugMix { ops: Op::list(&ops), alpha, width, depth })
+}
+
 /// Adds this file's functions to the extension module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(rand_augment, module)?)?;
     module.add_function(wrap_pyfunction!(trivial_augment_wide, module)?)?;
     module.add_function(wrap_pyfunction!(auto_augment, module)?)?;
     module.add_function(wrap_pyfunction!(aug_mix, module)?)?;
+    module.add_function(wrap_pyfunction!(timm_aug_mix, module)?)?;
     module.add_function(wrap_pyfunction!(timm_op, module)?)?;
     module.add_function(wrap_pyfunction!(timm_rand_augment, module)?)
 }

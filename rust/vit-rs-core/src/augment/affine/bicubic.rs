@@ -148,10 +148,16 @@ fn gather<'a, const W: usize, const H: usize, const COUNT: usize, const C: usize
         for j in 0..BLOCK {
             let place = first(rows[j], H) * stride + first(columns[j], W) * C;
             for down in 0..H {
-                let piece = piece(bytes, place + down * stride);
+                let rest = bytes.get(place + down * stride..).unwrap_or_default();
+                let padded;
+                let piece = if let Some(piece) = rest.first_chunk() {
+                    piece
+                } else {
+                    padded = last(rest);
+                    &padded
+                };
                 for across in 0..W {
-                    let tap = std::array::from_fn(|byte| piece[C * across + byte]);
-                    taps[down * W + across][j] = u32::from_le_bytes(tap);
+                    taps[down * W + across][j] = tap(piece, C * across);
                 }
             }
         }
@@ -159,16 +165,13 @@ fn gather<'a, const W: usize, const H: usize, const COUNT: usize, const C: usize
     taps
 }
 
-/// The bytes from a place on: of four pixels, and what stands behind them.
 #[inline(always)]
-fn piece(bytes: &[u8], place: usize) -> [u8; 16] {
-    match bytes.get(place..place.wrapping_add(16)).and_then(<[u8]>::first_chunk) {
-        Some(&piece) => piece,
-        // The last ones of the image.
-        None => last(bytes.get(place..).unwrap_or_default()),
-    }
+fn tap(piece: &[u8; 16], place: usize) -> u32 {
+    let bytes = piece.get(place..place + 4).and_then(<[u8]>::first_chunk);
+    bytes.map_or(0, |&bytes| u32::from_le_bytes(bytes))
 }
 
+/// The last bytes of an image.
 #[cold]
 fn last(rest: &[u8]) -> [u8; 16] {
     let mut piece = [0; 16];

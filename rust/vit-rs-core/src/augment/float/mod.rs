@@ -72,6 +72,11 @@ impl FloatCanvas {
                     let mixer = self.mixer.get_or_insert_default();
                     mix(mixer, from, *keep, chains, next)?;
                 }
+                Step::BoxBlur(_) | Step::Blend { .. } => {
+                    return Err(Error::argument(
+                        "Pillow's blur and blend need 8-bit pixels: put them before ToDtype",
+                    ));
+                }
                 // These work where the image is.
                 Step::Color(color, _) => {
                     color::apply(*color, current.values_mut(), size, channels, level)?;

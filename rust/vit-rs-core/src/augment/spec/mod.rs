@@ -23,7 +23,8 @@ pub use geometry::{
     Target,
 };
 pub use policy::{
-    AugMix, AutoAugment, Policy, RandAugment, TimmName, TimmOp, TimmRandAugment, TrivialAugmentWide,
+    AugMix, AutoAugment, Policy, RandAugment, TimmAugMix, TimmName, TimmOp, TimmRandAugment,
+    TrivialAugmentWide,
 };
 pub use values::{ErasingValue, Normalize, RandomErasing};
 

@@ -15,7 +15,7 @@ use crate::rng::Stream;
 
 pub use tables::Policy;
 use tables::{AUGMIX, AUGMIX_COLOR, Entry, Name, RAND, Range, WIDE};
-pub use timm::{TimmName, TimmOp, TimmRandAugment};
+pub use timm::{TimmAugMix, TimmName, TimmOp, TimmRandAugment};
 
 /// Several operations, one after another, each at the same strength.
 #[derive(Clone, Copy, Debug)]

@@ -42,11 +42,13 @@ pub enum TimmName {
     TranslateXRel,
     TranslateYRel,
     Desaturate,
+    GaussianBlur,
+    GaussianBlurRand,
 }
 
 impl TimmName {
     /// All of them, as timm spells them.
-    pub const ALL: [(&str, Self); 25] = [
+    pub const ALL: [(&str, Self); 27] = [
         ("AutoContrast", Self::AutoContrast),
         ("Equalize", Self::Equalize),
         ("Invert", Self::Invert),
@@ -72,6 +74,8 @@ impl TimmName {
         ("TranslateXRel", Self::TranslateXRel),
         ("TranslateYRel", Self::TranslateYRel),
         ("Desaturate", Self::Desaturate),
+        ("GaussianBlur", Self::GaussianBlur),
+        ("GaussianBlurRand", Self::GaussianBlurRand),
     ];
 
     /// The operation of this name.
@@ -155,7 +159,9 @@ impl TimmOp {
             | TimmName::TranslateX
             | TimmName::TranslateY
             | TimmName::TranslateXRel
-            | TimmName::TranslateYRel => None,
+            | TimmName::TranslateYRel
+            | TimmName::GaussianBlur
+            | TimmName::GaussianBlurRand => None,
         }
     }
 }
@@ -234,6 +240,12 @@ impl TimmOp {
                 let share = signed(level * self.translate_pct);
                 map([1.0, 0.0, 0.0, 0.0, 1.0, share * height as f64]);
             }
+            TimmName::GaussianBlur => {
+                drawing.push(Step::BoxBlur((0.1 + (2.0 - 0.1) * level).clamp(0.1, 2.0)));
+            }
+            TimmName::GaussianBlurRand => {
+                drawing.push(Step::BoxBlur(stream.uniform(0.1, 2.0 * level.clamp(0.0, 1.0))));
+            }
             _ => {
                 if let Some(color) = self.color(level, signed) {
                     drawing.color(color);
@@ -308,5 +320,72 @@ impl Op for TimmRandAugment {
     fn count(&self) -> usize {
         let most = self.ops.iter().map(|op| op.count()).max().unwrap_or(0);
         self.num_layers.saturating_mul(most).saturating_add(1)
+    }
+}
+
+/// The image mixed with chains of operations on it.
+#[derive(Clone, Debug)]
+pub struct TimmAugMix {
+    /// The operations.
+    pub ops: Vec<Arc<dyn Op>>,
+    /// Parameter of the distributions of the weights: Dirichlet of the chains', beta of their sum's.
+    pub alpha: f64,
+    /// How many chains.
+    pub width: usize,
+    /// How many operations in each; None: 1 to 3, drawn.
+    pub depth: Option<usize>,
+}
+
+impl Op for TimmAugMix {
+    fn check(&self) -> Result<()> {
+        let count = |name: &str, value: usize| {
+            let text = || Error::argument(format!("{name} must be in 1..=1024, got {value}"));
+            (1..=1024).contains(&value).then_some(()).ok_or_else(text)
+        };
+        count("width", self.width)?;
+        count("depth", self.depth.unwrap_or(1))?;
+        if self.ops.is_empty() {
+            return Err(Error::argument("AugMix needs at least one operation"));
+        }
+        if !(self.alpha > 0.0 && self.alpha.is_finite()) {
+            let text = format!("alpha must be positive and finite, got {}", self.alpha);
+            return Err(Error::argument(text));
+        }
+        self.ops.iter().try_for_each(|op| op.check())
+    }
+
+    fn check_for(&self, domain: Domain) -> Result<()> {
+        if domain.floats {
+            return Err(Error::argument("timm's AugMix needs 8-bit pixels: put it before ToDtype"));
+        }
+        self.ops.iter().try_for_each(|op| op.check_for(domain))
+    }
+
+    fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {
+        let (mut share, mut weights) = ([0.0; 2], vec![0.0; self.width]);
+        stream.dirichlet(self.alpha, &mut weights);
+        stream.dirichlet(self.alpha, &mut share);
+        let mut chain = |weight: f64| {
+            let depth = self.depth.unwrap_or_else(|| 1 + stream.below(3) as usize);
+            let steps = drawing.aside(|drawing| {
+                for _ in 0..depth {
+                    if let Some(op) = self.ops.get(stream.below(self.ops.len() as u64) as usize) {
+                        drawing.run(&**op)?;
+                    }
+                }
+                Ok(())
+            })?;
+            Ok((weight as f32, steps))
+        };
+        let chains: Result<_> = weights.into_iter().map(&mut chain).collect();
+        let steps = vec![Step::Mix { keep: 0.0, chains: chains? }];
+        drawing.push(Step::Blend { share: share[0] as f32, steps });
+        Ok(())
+    }
+
+    fn count(&self) -> usize {
+        let most = self.ops.iter().map(|op| op.count()).max().unwrap_or(0);
+        let drawn = self.width.saturating_mul(self.depth.unwrap_or(3));
+        drawn.saturating_mul(most).saturating_add(1)
     }
 }
