@@ -9,7 +9,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 import warnings
 import weakref
 from pathlib import Path
@@ -97,7 +96,7 @@ def test_a_data_set_that_only_python_can_read(data, reason):
     assert caught[0].filename == __file__
     assert type(loader) is torch.utils.data.DataLoader
     assert loader.batch_size == 2
-    assert len(list(loader))
+    assert list(loader)
 
 
 def test_fallback_is_not_used_where_it_is_not_needed(root):
@@ -269,14 +268,8 @@ def test_a_timeout_is_torchs(root):
     with pytest.raises(RuntimeError, match=r"DataLoader timed out after 0\.1 seconds"):
         next(iterator)
     started.set()
-    deadline = time.monotonic() + 30
-    got = []
-    while len(got) < 2 and time.monotonic() < deadline:
-        try:
-            got.append(next(iterator))
-        except RuntimeError:
-            continue
-    assert got == [2, 2]
+    iterator._timeout = 30
+    assert list(iterator) == [2, 2]
 
 
 def test_pin_memory_without_an_accelerator_warns_as_torch_does():
@@ -383,10 +376,14 @@ def test_a_running_loader_may_live_in_torchs_workers(root):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("options", [{}, {"collate_fn": default_collate}, {"batch_size": None}], ids=str)
 def test_a_rebuilt_loader_of_torchs_refuses(root, workers, options):
-    loader = DataLoader(folder(root, chain()), **options)
-    rebuilt = torch.utils.data.DataLoader(loader.dataset, collate_fn=loader.collate_fn, num_workers=workers)
-    with pytest.raises(RuntimeError, match="this is torch's DataLoader, rebuilt from a vit_rs.data.DataLoader"):
-        next(iter(rebuilt))
+    loader = DataLoader(Subset(folder(root, chain()), [0, 1]), **options)
+    rebuilt = iter(torch.utils.data.DataLoader(loader.dataset, collate_fn=loader.collate_fn, num_workers=workers))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"this is torch's DataLoader, rebuilt from a vit_rs.data.DataLoader"):
+            next(rebuilt)
+    # To the end: torch waits for seconds for workers that are left before.
+    with pytest.raises(StopIteration):
+        next(rebuilt)
 
 
 def test_a_rebuilt_loader_of_ours_works(root):
@@ -429,7 +426,10 @@ def test_every_parameter_is_an_attribute_of_its_name():
     names = set(inspect.signature(DataLoader.__init__).parameters) - {"self", "shuffle", "multiprocessing_context"}
     assert names <= vars(loader).keys()
     assert set(inspect.signature(torch.utils.data.DataLoader.__init__).parameters) | {"fallback"} == {
-        "self", "shuffle", "multiprocessing_context", *names,
+        "self",
+        "shuffle",
+        "multiprocessing_context",
+        *names,
     }
     before = set(vars(loader))
     list(loader)
@@ -460,7 +460,13 @@ def test_memory_threads_and_files_stay_flat(root, staged):
         gc.collect()
         with open("/proc/self/statm") as file:
             resident = int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-        return resident, threading.active_count(), rust_threads(), len(os.listdir("/proc/self/fd")), len(os.listdir("/dev/shm"))
+        return (
+            resident,
+            threading.active_count(),
+            rust_threads(),
+            len(os.listdir("/proc/self/fd")),
+            len(os.listdir("/dev/shm")),
+        )
 
     more = [lambda image: image.flip(-1)] if staged else []
     data = folder(root, chain(64, *more, v2.ToDtype(torch.float32, scale=True)))

@@ -102,7 +102,7 @@ class Assembly:
         return [self._tensor(received), labels]
 
     def _samples(self, received: Received, *, gather: bool) -> tuple[Any, list[Any]]:
-        """Return the samples' images and labels as the data set would; with `gather` the images in one tensor at best."""
+        """Return the samples' images and labels as the data set would; `gather` as in PythonStages.run."""
         place = self._plan.handed_over
         if self._engine.dense and place.kind != "pil":
             images: Any = [wrapped(image, place) for image in self._tensor(received)]
@@ -156,4 +156,4 @@ def _typed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _pinned(data: Any) -> Any:
     from torch.utils.data._utils.pin_memory import pin_memory  # noqa: PLC0415  (its rules for containers are the contract)
 
-    return pin_memory(data)
+    return pin_memory(data)  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,8 +14,8 @@ _FETCH = "torch.utils.data._utils.fetch"
 _REBUILT = (
     "this is torch's DataLoader, rebuilt from a vit_rs.data.DataLoader: it would decode and transform in Python, with "
     "other random numbers. accelerate's prepare() and skip_first_batches() do that, what is built on them "
-    "(transformers' Trainer), and Ray's prepare_data_loader(). Do not give them the loader: prepare model and optimizer "
-    "only, move the batches to the device, and use a DistributedSampler where there are several processes "
+    "(transformers' Trainer), and Ray's prepare_data_loader(). Do not give them the loader: prepare model and "
+    "optimizer only, move the batches to the device, and use a DistributedSampler where there are several processes "
     "(docs/drop-in.md). If torch's loader is what you want, use torch.utils.data.DataLoader"
 )
 
@@ -47,7 +47,7 @@ class Collation:
             frame = frame.f_back  # type: ignore[assignment]
         return collate_function(self)(samples)
 
-    @property
+    @property  # type: ignore[misc]  # as unittest.mock does it
     def __class__(self) -> type:
         return type(collate_function(self))
 
@@ -66,4 +66,5 @@ class Collation:
 
 def collate_function(collate_fn: Any) -> Callable[[Any], Any]:
     """Return what a loader's `collate_fn` stands for; a function that was set in its place stands for itself."""
-    return object.__getattribute__(collate_fn, "function") if type(collate_fn) is Collation else collate_fn
+    function = object.__getattribute__(collate_fn, "function") if type(collate_fn) is Collation else collate_fn
+    return cast("Callable[[Any], Any]", function)

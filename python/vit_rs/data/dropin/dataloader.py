@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -85,6 +84,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
     Source: torch.utils.data.DataLoader; `state_dict` follows torchdata.stateful_dataloader.StatefulDataLoader.
     """
 
+    _iterator: DataLoaderIterator | None  # type: ignore[assignment]  # where torch keeps its own
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Return torch's own loader where it must do and the user said that it may."""
         made = super().__new__(cls)
@@ -98,7 +99,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
             made.__dict__["_running"] = _Running(opened)
         return made
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  (torch's signature)
         self,
         dataset: Dataset[T_co],
         batch_size: int | None = 1,
@@ -165,8 +166,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         state, running.state = running.state, None
         persistent = self.persistent_workers and self.num_workers > 0
         if persistent and self._iterator is not None:
-            self._iterator.restart(self, plan, self._size(), state)
             iterator = self._iterator
+            iterator.restart(self, plan, self._size(), state)
         else:
             iterator = DataLoaderIterator(self, plan, running.pool, self._size(), state)
             if persistent:
@@ -198,8 +199,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         cpus = usable_cpus()
         if self.num_workers > cpus:
             warnings.warn(
-                f"this DataLoader will decode in {self.num_workers} threads on {cpus} usable CPUs: more threads than CPUs "
-                "make nothing faster, but where files are slow to read",
+                f"this DataLoader will decode in {self.num_workers} threads on {cpus} usable CPUs: more threads than "
+                "CPUs make nothing faster, but where files are slow to read",
                 stacklevel=3,
             )
 
@@ -213,12 +214,14 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         Source: torchdata.stateful_dataloader.StatefulDataLoader.
         """
         running = self._running
-        if running.progress is None:
+        progress = running.progress
+        if progress is None:
             running.initial = iter(self)
+            progress = running.initial.progress
         iterator = None if running.current is None else running.current()
         if iterator is not None:
             iterator.fix_order()
-        return state_of(self, running.progress)
+        return state_of(self, progress)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next iteration go on where `state` was taken; {} forgets a state that was loaded.
@@ -253,7 +256,13 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
 
     def explain(self) -> str:
         """Return in words what this loader does, transform by transform, and what each costs once it has run."""
-        return explanation.explain(self, self._plan(), self._running.stages)
+        running = self._running
+        engine = running.pool.example(self._plan(), self._size())
+        try:
+            stats = self.stats()
+        except RuntimeError:
+            stats = None
+        return explanation.explain(self, engine, stats, running.stages)
 
     def close(self) -> None:
         """End all threads and iterations. The next `iter` starts anew; batches stay valid."""

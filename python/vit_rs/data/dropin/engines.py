@@ -124,6 +124,16 @@ class EnginePool:
         self._lent.add(engine)
         return engine
 
+    def example(self, plan: Plan, size: EngineSize) -> Engine:
+        """Return an engine that is as one for this plan would be, without taking it."""
+        free = self._free
+        for engine in [*self._lent, *([] if free is None else [free])]:
+            if engine.size == size and engine.plan.same_engine(plan):
+                engine.plan = plan
+                return engine
+        # Its threads have not been started.
+        return Engine(plan, size)
+
     def give_back(self, engine: Engine, *, finished: bool = False) -> None:
         """Take an engine back from an iteration that has ended."""
         self._lent.discard(engine)

@@ -82,16 +82,16 @@ class DataLoaderIterator:
             stream.restore_given(state["given"])
         if state is None or state[FINISHED]:
             # Persistent workers keep their base seed.
-            last = None if first else (self.progress.base_seed, self.progress.epoch)
+            base_seed, epoch = (0, -1) if first else (self.progress.base_seed, self.progress.epoch)
             if state is not None and loader.persistent_workers:
-                last = state["base_seed"], state["epoch"]
-            seed = stream.begin(draw_base_seed=last is None)
+                base_seed, epoch = state["base_seed"], state["epoch"]
+            seed = stream.begin(draw_base_seed=epoch < 0)
             stateful = stream.stateful
             return Progress(
                 stream,
-                base_seed=last[0] if seed is None else seed,
-                epoch=0 if last is None else last[1] + 1,
-                seeded=last is None,
+                base_seed=base_seed if seed is None else seed,
+                epoch=epoch + 1,
+                seeded=seed is not None,
                 sampler_state=None if stateful is None else stateful.state_dict(),
             )
         check_sampler_epoch(loader, state)
@@ -109,9 +109,7 @@ class DataLoaderIterator:
         elif state["sampler"] is not None and stream.stateful is not None:
             stream.resume_sampler(state["sampler"], drawn=made.samples)
         else:
-            stream.resume(
-                batches=made.batches, drawn=made.samples, origins=origins(state), base_seed_drawn=made.seeded
-            )
+            stream.resume(batches=made.batches, drawn=made.samples, origins=origins(state), base_seed_drawn=made.seeded)
         return made
 
     def __iter__(self) -> Self:
@@ -119,7 +117,7 @@ class DataLoaderIterator:
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
-        return len(self._index_sampler)  # type: ignore[arg-type]  # a sampler may have none, and says so
+        return len(self._index_sampler)
 
     def __next__(self) -> Any:
         with torch.autograd.profiler.record_function(self._label):
@@ -255,7 +253,8 @@ def _pins(loader: Any) -> bool:
         return False
     if not torch.accelerator.is_available():
         warnings.warn(
-            "'pin_memory' argument is set as true but no accelerator is found, then device pinned memory won't be used.",
+            "'pin_memory' argument is set as true but no accelerator is found, "
+            "then device pinned memory won't be used.",
             stacklevel=5,
         )
         return False

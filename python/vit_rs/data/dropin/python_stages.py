@@ -1,4 +1,4 @@
-"""The user's own Python on images and labels: in the thread that asks for a batch, in sample order, seeded by sample."""
+"""The user's own Python on images and labels: in the thread that asks for a batch, in order, seeded by sample."""
 
 from __future__ import annotations
 

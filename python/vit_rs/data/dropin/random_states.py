@@ -1,4 +1,7 @@
-"""The generators that everybody shares: torch's default one, `random`'s and numpy's; kept, seeded and brought back."""
+"""The generators that everybody shares: torch's default one, `random`'s and numpy's; kept, seeded and brought back.
+
+numpy's is the legacy one: it is what transforms draw from.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,13 @@ class RandomStates:
     @classmethod
     def now(cls) -> Self:
         """Return the present states."""
-        return cls(torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False))  # type: ignore[arg-type]
+        return cls(torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False))  # noqa: NPY002
 
     def restore(self) -> None:
         """Bring them back."""
         torch.set_rng_state(self.torch)
         random.setstate(self.python)
-        np.random.set_state(self.numpy)
+        np.random.set_state(self.numpy)  # noqa: NPY002
 
     def plain(self) -> dict[str, Any]:
         """Return them as tensors, lists and numbers, which `torch.load(weights_only=True)` takes."""
@@ -83,4 +86,4 @@ def seed_all(seed: int) -> None:
     """Seed all three with a 64-bit number; numpy takes its lower half."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002

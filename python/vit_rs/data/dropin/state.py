@@ -11,7 +11,15 @@ from vit_rs.data.dropin.random_states import RandomStates
 if TYPE_CHECKING:
     from vit_rs.data.dropin.index_stream import IndexStream
 
-__all__ = ["FINISHED", "Progress", "check_state", "check_sampler_epoch", "identity", "origins", "set_sampler_epoch", "state_of"]
+__all__ = [
+    "FINISHED",
+    "Progress",
+    "check_sampler_epoch",
+    "check_state",
+    "origins",
+    "set_sampler_epoch",
+    "state_of",
+]
 
 _VERSION = 1
 _KEYS = {
@@ -49,7 +57,7 @@ class Progress:
     sampler_state: Any = None
 
 
-def identity(loader: Any) -> dict[str, Any]:
+def _identity(loader: Any) -> dict[str, Any]:
     """Return what must be the same for a state to mean the same samples."""
     sampler = _sampler(loader)
     kind = type(sampler)
@@ -82,7 +90,7 @@ def state_of(loader: Any, progress: Progress) -> dict[str, Any]:
         "base_seed": progress.base_seed,
         "epoch": progress.epoch,
         "seeded": progress.seeded,
-        "identity": identity(loader),
+        "identity": _identity(loader),
         "given": [generator.get_state() for generator in stream.generators],
         "origins": made,
         "sampler": progress.sampler_state,
@@ -100,7 +108,7 @@ def check_state(loader: Any, state: dict[str, Any]) -> None:
         raise ValueError(f"this is no state of a vit_rs.data.DataLoader: it lacks {', '.join(missing)}")
     if state["version"] != _VERSION:
         raise ValueError(f"the state has version {state['version']}, this vit_rs reads version {_VERSION}")
-    there, here = dict(state["identity"]), identity(loader)
+    there, here = dict(state["identity"]), _identity(loader)
     # The epoch is compared when the iteration starts: set_epoch comes between.
     there.pop("sampler_epoch", None)
     here.pop("sampler_epoch")
