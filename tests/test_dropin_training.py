@@ -17,8 +17,9 @@ from vit_rs.data import DataLoader
 from vit_rs.models import VisionTransformer, ViTConfig
 
 COUNT, EPOCHS, SETTLED = 48, 20, 4
-# Bytes that the process may grow by; the epochs behind the settled ones read ten times, and write twenty times as much.
-ALLOWED = 4 << 20
+# Bytes that the process may grow by: five batches, since a few more or fewer may live at a moment. Keeping one batch of
+# each epoch would be four times as much.
+ALLOWED = 12 << 20
 VALUES = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)]
 
 
@@ -54,8 +55,7 @@ def usage() -> tuple[int, int, int, int]:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts in /proc")
-@pytest.mark.parametrize("persistent", [False, True])
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize(("chain", "persistent"), [("all in Rust", False), ("a function in Python", True)])
 def test_twenty_epochs_of_training_are_flat(folder, chain, persistent):
     torch.manual_seed(0)
     dataset = ImageFolder(folder, v2.Compose(CHAINS[chain]))
