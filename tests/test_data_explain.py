@@ -81,7 +81,7 @@ def test_the_example_is_the_first_sample_as_it_will_be_made(folder):
     assert f"the epoch's first sample, {path}," in re.sub(r"\s+", " ", text)
     assert f"{60 + int(indices[0])} x 40 pixels" in re.sub(r"\s+", " ", text)
     [crop] = re.findall(r"Crop\(Rect \{ top: (\d+), left: (\d+), height: (\d+), width: (\d+) \}\)", text)
-    assert "Resize { size: Size { height: 20, width: 20 }, filter: Bilinear, kernels: Torch }" in text
+    assert "Resize { size: Size { height: 20, width: 20 }, filter: Bilinear, rounding: Torch }" in text
     top, left, height, width = map(int, crop)
     pixels, _ = folder[int(indices[0])]
     part = pixels[:, top : top + height, left : left + width]

@@ -11,14 +11,15 @@ import torchvision.transforms as v1
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from PIL import __version__ as pillow_version
 from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from vit_rs import transforms as t
 from vit_rs.data.dropin.chain import Pipeline, Place, place_of
+from vit_rs.transforms.calling import pillow_kernels
 
+KERNELS = pillow_kernels()
 PIL, TENSOR = Place(), Place("tensor")
 FLOAT = Place("float", dtype=torch.float32)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,7 +56,7 @@ def test_a_training_chain_is_the_engines():
         v1.Compose([v1.RandomResizedCrop(8), v1.RandomHorizontalFlip(), v1.ToTensor(), v1.Normalize(MEAN, STD)]), PIL
     )
     assert pipeline.prefix == t.Compose(
-        [t.RandomResizedCrop((8, 8)), t.RandomHorizontalFlip(), t.ToTensor(), t.Normalize(MEAN, STD)], "pillow"
+        [t.RandomResizedCrop((8, 8)), t.RandomHorizontalFlip(), t.ToTensor(), t.Normalize(MEAN, STD)], KERNELS
     )
     assert (pipeline.python, pipeline.rest, pipeline.suffix, pipeline.first_python) == ((), (), None, None)
     assert pipeline.start == PIL
@@ -66,7 +67,7 @@ def test_a_training_chain_is_the_engines():
 
 def test_kernels_are_those_of_the_image():
     chain = v2.Compose([v2.Resize(9), v2.ToImage(), v2.Resize((3, 4))])
-    assert Pipeline.of(chain, PIL).prefix == t.Compose([t.Resize(9), t.PILToTensor(), t.Resize((3, 4))], "pillow")
+    assert Pipeline.of(chain, PIL).prefix == t.Compose([t.Resize(9), t.PILToTensor(), t.Resize((3, 4))], KERNELS)
     assert Pipeline.of(chain, TENSOR).prefix == t.Compose([t.Resize(9), t.Resize((3, 4))], "torch")
 
 
@@ -148,7 +149,7 @@ IN_PYTHON = {
     "Normalize": (v1.RandomApply([v1.Normalize(MEAN, STD)]), "torchvision raises TypeError here"),
     "no weights": (v1.RandomChoice([v1.CenterCrop(3)], [0.0]), "needs a probability of at least 0, and one above it"),
     "MultiCrop": (t.MultiCrop([t.CenterCrop(3)]), "MultiCrop makes several views: ImageLoader"),
-    "other kernels": (t.Compose([t.CenterCrop(3)], "torch"), "it names 'torch' kernels, the chain has 'pillow'"),
+    "other kernels": (t.Compose([t.CenterCrop(3)], "torch"), f"it names 'torch' kernels, the chain has {KERNELS!r}"),
 }
 
 
@@ -160,8 +161,8 @@ def test_all_but_exact_types_stay_in_python_and_say_why(name):
     assert [pipeline.stage(index) for index in range(3)] == ["prefix", "python", "suffix"]
     assert pipeline.steps[1].translated is None
     assert reason in pipeline.steps[1].reason
-    assert pipeline.prefix == t.Compose([t.CenterCrop((5, 5))], "pillow")
-    assert pipeline.suffix == t.Compose([t.ToTensor()], "pillow")
+    assert pipeline.prefix == t.Compose([t.CenterCrop((5, 5))], KERNELS)
+    assert pipeline.suffix == t.Compose([t.ToTensor()], KERNELS)
     assert [type(step) for step in pipeline.rest] == [v1.ToTensor]
     assert (pipeline.before_python, pipeline.after_python, pipeline.end) == (PIL, PIL, FLOAT)
 
@@ -205,7 +206,7 @@ def test_python_goes_on_behind_python_that_makes_floats():
     assert pipeline.suffix is None
     # Until something makes an 8-bit image again.
     pipeline = Pipeline.of(v1.Compose([v1.ToTensor(), torch.sqrt, v1.ToPILImage(), v1.CenterCrop(3)]), PIL)
-    assert pipeline.suffix == t.Compose([t.CenterCrop((3, 3))], "pillow")
+    assert pipeline.suffix == t.Compose([t.CenterCrop((3, 3))], KERNELS)
 
 
 def test_what_cannot_stand_in_one_chain_stays_in_python():
@@ -217,10 +218,10 @@ def test_what_cannot_stand_in_one_chain_stays_in_python():
 def test_transforms_of_vit_rs_are_taken_as_they_are():
     own = t.Compose([t.Resize(9), t.PILToTensor(), t.ToDtype(torch.float16, scale=True)])
     pipeline = Pipeline.of(v1.Compose([t.RandomHorizontalFlip(), own]), PIL)
-    assert pipeline.prefix == t.Compose([t.RandomHorizontalFlip(), *own.transforms], "pillow")
+    assert pipeline.prefix == t.Compose([t.RandomHorizontalFlip(), *own.transforms], KERNELS)
     assert pipeline.end == Place("float", dtype=torch.float16)
     assert Pipeline.of(t.ToTensor(), PIL).end == FLOAT
-    assert Pipeline.of(t.Compose([t.Resize(9)], "pillow"), PIL).first_python is None
+    assert Pipeline.of(t.Compose([t.Resize(9)], KERNELS), PIL).first_python is None
     # They make plain tensors.
     assert Pipeline.of(t.Resize(9), Place("tensor", wrapped=True)).end == TENSOR
 
@@ -292,7 +293,6 @@ CHAINS = st.builds(
 )
 
 
-@pytest.mark.skipif(int(pillow_version.split(".")[0]) < 13, reason="Pillow orders a resize's passes so since 13")
 @settings(max_examples=150, deadline=None)
 @given(chain=CHAINS, height=sides(2), width=sides(2))
 def test_chains_without_chance_have_torchvisions_values(chain, height, width):
@@ -304,7 +304,6 @@ def test_chains_without_chance_have_torchvisions_values(chain, height, width):
     np.testing.assert_array_equal(np.asarray(made), np.asarray(expected))
 
 
-@pytest.mark.skipif(int(pillow_version.split(".")[0]) < 13, reason="Pillow orders a resize's passes so since 13")
 @settings(max_examples=50, deadline=None)
 @given(before=st.lists(steps_of([v1, v2]), max_size=2), behind=st.lists(steps_of([v1, v2]), max_size=2))
 def test_chains_around_python_have_torchvisions_values(before, behind):

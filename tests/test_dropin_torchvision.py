@@ -16,7 +16,6 @@ import skimage.data
 import torch
 import torchvision.transforms as v1
 from PIL import Image
-from PIL import __version__ as pillow_version
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -159,8 +158,6 @@ def of_both(names: Iterable[str]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "half"), of_both([*EQUAL, *FOR_PIL, *ONLY_V2]))
 def test_a_pil_image_comes_out_as_torchvisions(name, half):
-    if name == "Resize bicubic" and int(pillow_version.split(".")[0]) < 13:
-        pytest.skip("Pillow takes the passes in this order since version 13")
     transform = {**EQUAL, **FOR_PIL, **ONLY_V2}[name](HALVES[half])
     for image in IMAGES.values():
         if not (name == "RGB" and is_gray(image)):

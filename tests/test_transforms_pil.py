@@ -102,7 +102,7 @@ def test_pil_to_tensor_draws_nothing():
     without = lower(t.Compose(parts, kernels="pillow")).view()
     for draw in range(8):
         assert with_it.draw_plan((300, 400), 3, 0, draw, 0) == without.draw_plan((300, 400), 3, 0, draw, 0)
-    assert "kernels: Pillow" in str(with_it.describe((300, 400), 3, 0, 0, 0))
+    assert "rounding: Pillow" in str(with_it.describe((300, 400), 3, 0, 0, 0))
 
 
 def test_behind_floats_pil_to_tensor_does_nothing():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from PIL import __version__ as pillow_version
 
 from vit_rs import transforms as t
+from vit_rs.transforms.calling import pillow_kernels
 
 PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -17,7 +19,6 @@ PILLOW = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
-PILLOW_MAJOR = int(pillow_version.split(".")[0])
 # torch's uint8 kernel has the lanczos filter since 2.15, and rounds as we do where it has its AVX2 code.
 TORCH = [name for name in PILLOW if name != "lanczos" or TORCH_VERSION >= (2, 15)]
 ROUNDS_ALIKE = torch.backends.cpu.get_cpu_capability().startswith("AVX")
@@ -37,6 +38,8 @@ SIZES = [
     ((17, 2), (8, 40)),
     ((5, 700), (60, 8)),
     ((700, 5), (8, 60)),
+    ((501, 5), (8, 60)),
+    ((500, 5), (8, 60)),
     ((100, 101), (60, 81)),
     ((100, 101), (59, 81)),
     *(((13, width), (10, 71 - width)) for width in range(1, 71, 3)),
@@ -73,13 +76,23 @@ def test_every_byte_equals_torch(channels, interpolation):
 @pytest.mark.parametrize("interpolation", list(PILLOW))
 def test_every_byte_equals_pillow(mode, interpolation):
     for before, after in SIZES:
-        lost = np.subtract(before, after)
-        if PILLOW_MAJOR < 13 and lost[0] > max(0, 2 * lost[1]):
-            continue  # Such images had the horizontal pass first until then.
         pixels = image(*before, len(mode))
-        ours = resized(pixels, after, interpolation, "pillow")
-        theirs = Image.frombytes(mode, before[::-1], pixels.tobytes()).resize(after[::-1], PILLOW[interpolation])
-        assert ours.tobytes() == theirs.tobytes(), (before, after)
+        theirs = Image.frombytes(mode, before[::-1], pixels.tobytes())
+        # One axis after the other: what all versions do with one axis, in the order of those up to 12.
+        rows_first = before[0] > max(after[0], 100 * before[1])
+        between = (before[1], after[0]) if rows_first else (after[1], before[0])
+        older = theirs.resize(between, PILLOW[interpolation]).resize(after[::-1], PILLOW[interpolation])
+        assert resized(pixels, after, interpolation, "pillow12").tobytes() == older.tobytes(), (before, after)
+        theirs = theirs.resize(after[::-1], PILLOW[interpolation])
+        assert resized(pixels, after, interpolation, pillow_kernels()).tobytes() == theirs.tobytes(), (before, after)
+
+
+def test_kernels_of_pillow_are_those_of_its_version(monkeypatch):
+    for version, kernels in (("13.0.0", "pillow"), ("12.3.0", "pillow12"), ("9.5.0.post2", "pillow12")):
+        monkeypatch.setattr("PIL.__version__", version)
+        assert pillow_kernels() == kernels
+    monkeypatch.delitem(sys.modules, "PIL")
+    assert pillow_kernels() == "pillow"
 
 
 def test_the_kernels_differ_by_one_level_here_and_there():

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from vit_rs.transforms.base import Transform
+    from vit_rs.transforms.lowering import Kernels
 
-__all__ = ["call"]
+__all__ = ["call", "pillow_kernels"]
 
 Array = np.ndarray[Any, Any]
 # How numpy holds values of torch's types.
@@ -101,7 +102,7 @@ def call(transform: Transform, image: Any, *, seed: int | None = None, out: Arra
         if image.mode not in ("L", "RGB"):
             raise ValueError(f"a PIL image must have mode 'L' or 'RGB', got {image.mode!r}: convert it first")
         given = np.asarray(image)
-        engine, pixels = _engine(transform, layout, "pillow"), _pixels(given, given.shape)
+        engine, pixels = _engine(transform, layout, pillow_kernels()), _pixels(given, given.shape)
         drop = _first_channel if image.mode == "L" else _unchanged
         return engine.run(
             engine.transformer.pixels, pixels, seed, out, lambda array, dtype: pil.fromarray(drop(array, dtype))
@@ -158,13 +159,19 @@ def _seed() -> int:
     return int(torch.empty((), dtype=torch.int64).random_().item())
 
 
-def _engine(transform: Transform, layout: Literal["NCHW", "NHWC"], kernels: Literal["torch", "pillow"]) -> _Engine:
-    """Return what carries out a transform on tensors ("NCHW") or arrays; "pillow" stands for PIL images."""
+def pillow_kernels() -> Literal["pillow", "pillow12"]:
+    """Return the name of the kernels of the Pillow that is loaded: those of its images."""
+    version = getattr(sys.modules.get("PIL"), "__version__", "13")
+    return "pillow12" if int(version.partition(".")[0]) < 13 else "pillow"
+
+
+def _engine(transform: Transform, layout: Literal["NCHW", "NHWC"], kernels: Kernels) -> _Engine:
+    """Return what carries out a transform on tensors ("NCHW") or arrays; Pillow's kernels stand for PIL images."""
     engines: dict[tuple[str, str], _Engine] = transform.engines
     if (layout, kernels) not in engines:
         chains = lower_views(transform)
         tensors = [
-            chain.dtype != torch.uint8 or (kernels == "pillow" and chain.tensors_from is not None) for chain in chains
+            chain.dtype != torch.uint8 or (kernels != "torch" and chain.tensors_from is not None) for chain in chains
         ]
         views = [
             chain.view(layout="NCHW" if tensor else layout, kernels=kernels)

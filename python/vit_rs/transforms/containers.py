@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from vit_rs import _core
 from vit_rs.transforms import _arguments as check
 from vit_rs.transforms.base import PixelTransform, Transform
-from vit_rs.transforms.lowering import lower, pixel_ops
+from vit_rs.transforms.lowering import Kernels, lower, pixel_ops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Literal
 
     from vit_rs._core import Op
 
@@ -29,8 +28,9 @@ class Compose(Transform):
         transforms: what happens, in order. What stands before ToDtype or ToTensor works on 8-bit pixels, what stands
             behind it on floats.
         kernels: whose pixels the operations give where libraries differ in the last bits: "torch" (torchvision on
-            uint8 tensors) or "pillow" (torchvision on PIL images, up to a PILToTensor in the chain). None: "pillow"
-            when called on a PIL image, else "torch".
+            uint8 tensors) or "pillow" (torchvision on PIL images, up to a PILToTensor in the chain). That is Pillow 13;
+            "pillow12" is Pillow before it, whose resizes differ in a few values where the height shrinks more than the
+            width. None: those of the installed Pillow when called on a PIL image, else "torch".
 
     Raises:
         TypeError: something that is not a transform of vit_rs.
@@ -38,12 +38,12 @@ class Compose(Transform):
     """
 
     transforms: Sequence[Transform]
-    kernels: Literal["torch", "pillow"] | None = None
+    kernels: Kernels | None = None
 
     def __post_init__(self) -> None:
         self._keep(transforms=check.sequence("transforms", self.transforms, "a sequence of transforms"))
-        if self.kernels not in ("torch", "pillow", None):
-            raise ValueError(f"kernels must be 'torch', 'pillow' or None, got {self.kernels!r}")
+        if self.kernels is not None and self.kernels not in get_args(Kernels):
+            raise ValueError(f"kernels must be 'torch', 'pillow', 'pillow12' or None, got {self.kernels!r}")
         chain = lower(self)
         if chain.to_dtype is not None:
             # It stands alone: whether operations go with the values at their place can be told.

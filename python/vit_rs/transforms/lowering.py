@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -15,11 +15,13 @@ from vit_rs.transforms.values import Normalize, PILToTensor, ToDtype, ToTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Literal
 
     from vit_rs._core import Op
 
-__all__ = ["Lowered", "is_multi", "lower", "lower_views", "pixel_ops"]
+__all__ = ["Kernels", "Lowered", "is_multi", "lower", "lower_views", "pixel_ops"]
+
+# Whose pixels; see `Compose`.
+Kernels = Literal["torch", "pillow", "pillow12"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Lowered:
     to_dtype: ToDtype | ToTensor | None
     # Done to values as they are written, after all operations but the erasing ones.
     normalize: Normalize | None
-    kernels: Literal["torch", "pillow"] | None
+    kernels: Kernels | None
     # The first operation behind a PILToTensor.
     tensors_from: int | None
 
@@ -55,7 +57,7 @@ class Lowered:
         dtype: torch.dtype | None = None,
         layout: str = "NCHW",
         patch: tuple[int, int] | None = None,
-        kernels: Literal["torch", "pillow"] = "torch",
+        kernels: Kernels = "torch",
     ) -> View:
         """Return the engine's view; `kernels` where the chain names none."""
         normalize = self.normalize

@@ -8,6 +8,7 @@ use vit_rs_core::augment::plan::{Affine, Border, Color, Fill, Kernels, Sampling,
 use vit_rs_core::image::{ImageView, Rect, Size};
 use vit_rs_core::line::Unit;
 use vit_rs_core::resample::taps::Filter;
+use vit_rs_core::resample::u8::Rounding;
 
 /// A step and how far, in levels of 255, its result on bytes may be from that on floats.
 fn steps(size: Size) -> impl Strategy<Value = (Step, f32)> {
@@ -54,7 +55,7 @@ fn steps(size: Size) -> impl Strategy<Value = (Step, f32)> {
         // Bytes are rounded between the passes too; cubic kernels overshoot there, and are left out.
         (1..20_usize, 1..20_usize).prop_map(|(height, width)| {
             let (size, filter) = (Size::new(height, width), Filter::Bilinear);
-            (Step::Resize { size, filter, kernels: Kernels::Torch }, 1.5)
+            (Step::Resize { size, filter, rounding: Rounding::Torch }, 1.5)
         }),
         affine.prop_map(|step| (step, 0.501)),
         blur.prop_map(|step| (step, 0.501)),

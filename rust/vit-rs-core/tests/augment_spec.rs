@@ -12,6 +12,7 @@ use vit_rs_core::augment::spec::{
 };
 use vit_rs_core::image::Size;
 use vit_rs_core::resample::taps::Filter;
+use vit_rs_core::resample::u8::Rounding;
 use vit_rs_core::rng::EpochKey;
 
 fn sizes(most: usize) -> impl Strategy<Value = Size> {
@@ -164,21 +165,23 @@ fn operations_on_tensors_give_torchs_pixels() {
         let target = Target::Exact(Size::new(side, side));
         dynamic(Resize { target, filter: Filter::Bilinear })
     };
-    let kernels_of = |spec: &Spec| {
+    let roundings = |spec: &Spec| {
         let plan = spec.plan(Size::new(9, 9), EpochKey::new(0, 0), 0, 0).unwrap();
-        let kernels = |step: &Step| match step {
-            Step::Resize { kernels, .. } | Step::Color(_, kernels) => Some(*kernels),
-            _ => None,
+        let rounding = |step: &Step| match step {
+            Step::Resize { rounding, .. } => *rounding,
+            _ => panic!("{step:?}"),
         };
-        plan.steps.iter().chain(&plan.float_steps).filter_map(kernels).collect::<Vec<_>>()
+        plan.steps.iter().chain(&plan.float_steps).map(rounding).collect::<Vec<_>>()
     };
     let ops = vec![resize(2), resize(3), resize(4)];
     let spec = Spec::new(ops.clone(), vec![resize(5)], Kernels::Pillow).unwrap();
-    let (torch, pillow) = (Kernels::Torch, Kernels::Pillow);
-    assert_eq!(kernels_of(&spec), [pillow, pillow, pillow, torch]);
+    let (torch, pillow, older) = (Rounding::Torch, Rounding::Pillow, Rounding::Pillow12);
+    assert_eq!(roundings(&spec), [pillow, pillow, pillow, torch]);
     for (at, expected) in [(0, [torch; 3]), (2, [pillow, pillow, torch]), (9, [pillow; 3])] {
-        assert_eq!(kernels_of(&spec.clone().tensors_from(at))[..3], expected);
+        assert_eq!(roundings(&spec.clone().tensors_from(at))[..3], expected);
     }
+    let spec = spec.before_pillow_13().tensors_from(1);
+    assert_eq!(roundings(&spec), [older, torch, torch, torch]);
     let spec = Spec::new(ops, Vec::new(), Kernels::Torch).unwrap();
-    assert_eq!(kernels_of(&spec.tensors_from(2)), [torch; 3]);
+    assert_eq!(roundings(&spec.before_pillow_13().tensors_from(2)), [torch; 3]);
 }

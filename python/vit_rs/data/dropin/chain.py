@@ -16,9 +16,12 @@ from vit_rs.data.dropin import timm_transforms, torchvision_transforms
 from vit_rs.data.dropin.exact import change_of, describe, library_module, name_of
 from vit_rs.data.dropin.places import Place, Step, UntranslatableError, place_of
 from vit_rs.transforms import Compose, MultiCrop, Transform
+from vit_rs.transforms.calling import pillow_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from vit_rs.transforms.lowering import Kernels
 
 __all__ = ["Pipeline", "Place", "Step", "UntranslatableError", "place_of", "steps"]
 
@@ -142,9 +145,9 @@ def _compose(chain: Sequence[Step], start: Place) -> Compose:
     return Compose([made for step in chain for made in step.translated or ()], kernels=_kernels(start))
 
 
-def _kernels(start: Place) -> Literal["torch", "pillow"]:
+def _kernels(start: Place) -> Kernels:
     """Return whose pixels the operations have that come first; behind PILToTensor they are torch's anyway."""
-    return "pillow" if start.kind == "pil" else "torch"
+    return pillow_kernels() if start.kind == "pil" else "torch"
 
 
 def _in_python(step: Step) -> Step:

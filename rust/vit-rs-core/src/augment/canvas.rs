@@ -3,11 +3,11 @@
 use super::blur::Blur;
 use super::box_blur::BoxBlur;
 use super::mix::Mixer;
-use super::plan::{Kernels, Step};
+use super::plan::Step;
 use super::{affine, color, erase, geometry};
 use crate::error::{Error, Result};
 use crate::image::{ImageBuf, ImageView};
-use crate::resample::u8::{Resizer, Rounding};
+use crate::resample::u8::Resizer;
 use crate::simd::Level;
 
 /// The memory of a chain of steps, one per thread.
@@ -43,12 +43,8 @@ impl Canvas {
                 Step::Window { top, left, size, border } => {
                     geometry::window(from, *top, *left, *size, *border, next);
                 }
-                Step::Resize { size, filter, kernels } => {
-                    let rounding = match kernels {
-                        Kernels::Torch => Rounding::Torch,
-                        Kernels::Pillow => Rounding::Pillow,
-                    };
-                    self.resizer.resize(from, *size, *filter, rounding, next)?;
+                Step::Resize { size, filter, rounding } => {
+                    self.resizer.resize(from, *size, *filter, *rounding, next)?;
                 }
                 Step::FlipHorizontal => geometry::flip_horizontal(from, next),
                 Step::FlipVertical => geometry::flip_vertical(from, next),

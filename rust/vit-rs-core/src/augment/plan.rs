@@ -2,6 +2,7 @@
 
 use crate::image::{Rect, Size};
 use crate::resample::taps::Filter;
+use crate::resample::u8::Rounding;
 
 /// Whose pixels the kernels give, where the field's libraries differ in the last bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,7 +61,7 @@ pub enum Step {
         /// The kernel.
         filter: Filter,
         /// Whose pixels; floats are always torch's.
-        kernels: Kernels,
+        rounding: Rounding,
     },
     /// Mirror left and right.
     FlipHorizontal,
@@ -270,7 +271,7 @@ mod tests {
         let resize = Step::Resize {
             size: Size::new(4, 4),
             filter: Filter::Bilinear,
-            kernels: Kernels::Torch,
+            rounding: Rounding::Torch,
         };
         let plan = Plan {
             source: Size::new(100, 50),

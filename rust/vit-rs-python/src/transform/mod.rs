@@ -78,9 +78,11 @@ impl View {
             None => Values::Raw,
             Some(unit) => Values::Float { unit: self::unit(unit)?, normalize },
         };
-        let spec = Spec::new(Op::list(&ops), Op::list(&float_ops), self::kernels(kernels)?);
+        let (kernels, pillow_12) = self::kernels(kernels)?;
+        let spec = Spec::new(Op::list(&ops), Op::list(&float_ops), kernels);
         let (layout, dtype) = (self::layout(layout, patch)?, self::dtype(dtype)?);
         let spec = spec.map_err(to_py)?.tensors_from(tensors_from.unwrap_or(ops.len()));
+        let spec = if pillow_12 { spec.before_pillow_13() } else { spec };
         Ok(Self { spec, output: Output { layout, dtype, values } })
     }
 
@@ -319,12 +321,14 @@ fn unit(name: &str) -> PyResult<Unit> {
     }
 }
 
-fn kernels(name: &str) -> PyResult<Kernels> {
+/// Whose pixels a chain gives, and whether Pillow's are those before version 13.
+fn kernels(name: &str) -> PyResult<(Kernels, bool)> {
     match name {
-        "torch" => Ok(Kernels::Torch),
-        "pillow" => Ok(Kernels::Pillow),
+        "torch" => Ok((Kernels::Torch, false)),
+        "pillow" => Ok((Kernels::Pillow, false)),
+        "pillow12" => Ok((Kernels::Pillow, true)),
         _ => {
-            let text = format!("kernels must be 'torch' or 'pillow', got '{name}'");
+            let text = format!("kernels must be 'torch', 'pillow' or 'pillow12', got '{name}'");
             Err(PyValueError::new_err(text))
         }
     }

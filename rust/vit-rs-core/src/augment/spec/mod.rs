@@ -32,6 +32,7 @@ use super::plan::{Border, Color, Kernels, Plan, Step};
 use crate::error::{Error, Result};
 use crate::image::{Rect, Size};
 use crate::resample::taps::Filter;
+use crate::resample::u8::Rounding;
 use crate::rng::{EpochKey, Stream};
 
 /// The kind of pixels that an operation is for.
@@ -85,6 +86,8 @@ pub struct Drawing {
     /// Operations that were drawn.
     operations: u16,
     kernels: Kernels,
+    /// Whether Pillow is older than version 13.
+    pillow_12: bool,
     /// Whether the pixels are floats at this point.
     floats: bool,
     size: Size,
@@ -142,7 +145,12 @@ impl Drawing {
     /// Adds a resize, unless the size is there already.
     pub fn resize(&mut self, size: Size, filter: Filter) {
         if size != self.size {
-            self.push(Step::Resize { size, filter, kernels: self.kernels });
+            let rounding = match self.kernels {
+                Kernels::Torch => Rounding::Torch,
+                Kernels::Pillow if self.pillow_12 => Rounding::Pillow12,
+                Kernels::Pillow => Rounding::Pillow,
+            };
+            self.push(Step::Resize { size, filter, rounding });
         }
     }
 
@@ -177,6 +185,8 @@ pub struct Spec {
     float_ops: Vec<Arc<dyn Op>>,
     /// How many of `ops`, the first ones, give Pillow's pixels; all others give torch's.
     pillow: usize,
+    /// Whether that Pillow is older than version 13.
+    pillow_12: bool,
 }
 
 impl Spec {
@@ -190,7 +200,7 @@ impl Spec {
         kernels: Kernels,
     ) -> Result<Self> {
         let pillow = if kernels == Kernels::Pillow { ops.len() } else { 0 };
-        let spec = Self { ops, float_ops, pillow };
+        let spec = Self { ops, float_ops, pillow, pillow_12: false };
         spec.all().try_for_each(Op::check)?;
         spec.check_for(None)?;
         let count = spec.all().map(Op::count).fold(0, usize::saturating_add);
@@ -198,6 +208,12 @@ impl Spec {
             return Err(Error::argument(format!("{count} operations; 65535 are possible")));
         }
         Ok(spec)
+    }
+
+    /// The same chain with the pixels of Pillow before version 13, where it gives Pillow's.
+    #[must_use]
+    pub fn before_pillow_13(self) -> Self {
+        Self { pillow_12: true, ..self }
     }
 
     /// The same chain on images that become tensors before operation `at`: from there on it gives torch's pixels.
@@ -230,7 +246,9 @@ impl Spec {
         let kernels = Kernels::Pillow;
         let steps = Vec::with_capacity(self.ops.len() + 1);
         let (operations, floats, size) = (0, false, source);
-        let mut drawing = Drawing { key, draw, view, operations, kernels, floats, size, steps };
+        let pillow_12 = self.pillow_12;
+        let mut drawing =
+            Drawing { key, draw, view, operations, kernels, pillow_12, floats, size, steps };
         let (pillow, torch) = self.ops.split_at(self.pillow.min(self.ops.len()));
         pillow.iter().try_for_each(|op| drawing.run(&**op))?;
         drawing.kernels = Kernels::Torch;

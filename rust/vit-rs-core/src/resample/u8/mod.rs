@@ -21,6 +21,9 @@ pub enum Rounding {
     /// Pillow's `Resample.c`: 22 fractional bits. As in Pillow since version 13, the vertical pass comes first where the
     /// height loses more than twice as many pixels as the width.
     Pillow,
+    /// The same as in Pillow before version 13: the vertical pass comes first where the height shrinks and is more than
+    /// a hundred times the width.
+    Pillow12,
 }
 
 /// Rows between the passes that are kept at once, if the vertical weights do not need more. They stay in the caches:
@@ -78,9 +81,7 @@ impl Resizer {
         let row = size.width * channels;
         let target = target.reshape(size, channels);
         match (narrowed, flattened) {
-            (true, true)
-                if rounding == Rounding::Pillow && shrinks_mostly_in_height(from, size) =>
-            {
+            (true, true) if is_vertical_first(rounding, from, size) => {
                 self.vertical_first(source, row, target);
             }
             (true, true) => self.horizontal_first(source, row, target),
@@ -150,11 +151,16 @@ impl Resizer {
     }
 }
 
-/// Pillow's rule for the order of the passes.
-fn shrinks_mostly_in_height(from: Size, to: Size) -> bool {
+/// The order of the passes.
+fn is_vertical_first(rounding: Rounding, from: Size, to: Size) -> bool {
     let less = |before: usize, after: usize| before as i128 - after as i128;
     let (rows, columns) = (less(from.height, to.height), less(from.width, to.width));
-    rows > 0 && rows > 2 * columns
+    rows > 0
+        && match rounding {
+            Rounding::Torch => false,
+            Rounding::Pillow => rows > 2 * columns,
+            Rounding::Pillow12 => from.height > from.width.saturating_mul(100),
+        }
 }
 
 #[cfg(test)]
@@ -237,7 +243,11 @@ mod tests {
             channels in prop_oneof![Just(1usize), Just(3), Just(4)],
             // Weights that leave 16 bits, and sums that leave 32, among them.
             filter in prop_oneof![filters(), Just(Filter::Bicubic { a: -1000.0 })],
-            rounding in prop_oneof![Just(Rounding::Torch), Just(Rounding::Pillow)],
+            rounding in prop_oneof![
+                Just(Rounding::Torch),
+                Just(Rounding::Pillow),
+                Just(Rounding::Pillow12)
+            ],
             seed: u64,
             tight: bool,
         ) {

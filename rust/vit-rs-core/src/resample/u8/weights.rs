@@ -33,7 +33,7 @@ impl Weights {
                 let fits = |bits: u32| 0.5 + largest * f64::from(1u32 << bits) < 32768.0;
                 (0..22).find(|&bits| !fits(bits + 1)).unwrap_or(22)
             }
-            Rounding::Pillow => PILLOW_PRECISION,
+            Rounding::Pillow | Rounding::Pillow12 => PILLOW_PRECISION,
         };
         let one = f64::from(1u32 << self.precision);
         self.values.clear();
@@ -41,7 +41,9 @@ impl Weights {
         let rounded = weights.iter().map(|weight| weight * one + 0.5f64.copysign(*weight));
         match rounding {
             Rounding::Torch => self.values.extend(rounded.map(|value| i32::from(value as i16))),
-            Rounding::Pillow => self.values.extend(rounded.map(|value| value as i32)),
+            Rounding::Pillow | Rounding::Pillow12 => {
+                self.values.extend(rounded.map(|value| value as i32));
+            }
         }
         self.axis = Some((axis, rounding));
         Ok(true)
