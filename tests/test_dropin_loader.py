@@ -6,6 +6,8 @@ import copy
 import gc
 import os
 import pickle
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +23,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 from torchvision.transforms import v2
 
-from vit_rs.data import ArrayDataset, DataLoader, LoaderStats
+from vit_rs.data import ArrayDataset, DataLoader, EncodedDataset, LoaderStats
 from vit_rs.data.dropin.collation import Collation
 
 COUNT = 24
@@ -90,7 +92,7 @@ def test_a_data_set_that_only_python_can_read(data, reason):
     with pytest.raises(TypeError, match=reason) as error:
         DataLoader(data)
     assert "fallback='torch'" in str(error.value)
-    assert "EncodedDataset" in str(error.value)
+    assert "vit_rs.data." in str(error.value)
     with pytest.warns(UserWarning, match=reason) as caught:
         loader = DataLoader(data, 2, fallback="torch")
     assert caught[0].filename == __file__
@@ -133,6 +135,19 @@ def test_a_change_of_the_data_set_is_seen_at_the_next_iteration(root):
     assert images[0, 0, 0, 0] == int(os.path.basename(data.samples[5][0])[:2])
     data.transform.transforms.append(lambda image: image[:, :2])
     assert shape() == (4, 3, 2, 9)
+
+
+def test_python_that_is_added_and_removed_later(root):
+    """The engine's part stays the same; it must not be taken for the whole."""
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    data = folder(root, chain(8, to_float))
+    loader = DataLoader(data, batch_size=4)
+    plain = next(iter(loader))[0]
+    data.transform.transforms.append(torch.neg)
+    assert torch.equal(next(iter(loader))[0], -plain)
+    assert "Python" in loader.explain()
+    data.transform.transforms.pop()
+    assert torch.equal(next(iter(loader))[0], plain)
 
 
 def test_a_collate_fn_that_is_set_later_counts():
@@ -190,10 +205,14 @@ def test_close_ends_iterations_and_the_next_one_starts_anew():
     for _ in range(2):
         with pytest.raises(RuntimeError, match="this iteration ended when the DataLoader was closed"):
             next(iterator)
+    assert loader.state_dict()["batches"] == 1
     assert len(list(loader)) == 6
+    with pytest.raises(RuntimeError, match="this iteration ended"):
+        next(iterator)
     loader.close()
     loader.close()
     assert rust_threads() == before
+    assert loader.state_dict()["_iterator_finished"] is True
     persistent = DataLoader(array(), batch_size=4, num_workers=1, persistent_workers=True)
     next(iter(persistent))
     persistent.close()
@@ -262,14 +281,45 @@ def test_a_timeout_is_torchs(root):
             with open(folder(root).samples[index][0], "rb") as file:
                 return file.read(), index
 
-    from vit_rs.data import EncodedDataset
-
     iterator = iter(DataLoader(EncodedDataset(Slow()), batch_size=2, num_workers=1, timeout=0.1, collate_fn=len))
     with pytest.raises(RuntimeError, match=r"DataLoader timed out after 0\.1 seconds"):
         next(iterator)
     started.set()
     iterator._timeout = 30
     assert list(iterator) == [2, 2]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an alarm")
+def test_a_signal_loses_no_batch(root):
+    data, go = folder(root), threading.Event()
+
+    class Waiting:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            go.wait()
+            return Path(data.samples[index][0]).read_bytes(), index
+
+    class Alarm(Exception):  # noqa: N818
+        pass
+
+    def ring(*_):
+        raise Alarm
+
+    iterator = iter(
+        DataLoader(EncodedDataset(Waiting()), batch_size=2, collate_fn=lambda samples: [i for _, i in samples])
+    )
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Alarm):
+            next(iterator)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    go.set()
+    assert list(iterator) == [[0, 1], [2, 3]]
 
 
 def test_pin_memory_without_an_accelerator_warns_as_torch_does():
@@ -487,3 +537,12 @@ def test_iterating_warns_of_nothing(root):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         list(DataLoader(folder(root, chain()), batch_size=5, num_workers=2, in_order=False))
+
+
+def test_every_test_that_the_contract_names_is_there():
+    root = Path(__file__).parent
+    contract = (root.parent / "docs" / "drop-in.md").read_text(encoding="utf-8").partition("## torch's contract")[2]
+    named = set(re.findall(r"`(test_\w+)`", contract.partition("\n## ")[0]))
+    assert len(named) > 30
+    written = "".join(path.read_text(encoding="utf-8") for path in root.glob("test_dropin_*.py"))
+    assert not {name for name in named if f"def {name}(" not in written}

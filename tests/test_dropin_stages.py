@@ -88,6 +88,10 @@ CHAINS = {
     "Python last": (*SIZED, *FLOAT, upside_down),
     "Python alone": (v2.Compose([darker, lambda image: image.resize((9, 8)), v2.functional.pil_to_tensor]),),
     "two spans": (darker, *SIZED, upside_down_pil := (lambda image: image.transpose(Image.Transpose.ROTATE_180)), *V1),
+    "arrays": (*SIZED, lambda image: np.asarray(image).copy(), *FLOAT),
+    "tensors that are no Images": (v2.ToImage(), *SIZED, lambda image: torch.flip(image, [-1]), v2.CenterCrop(16)),
+    "gray": (*SIZED, lambda image: image.convert("L"), *V1[:1]),
+    "sometimes gray": (*SIZED, lambda image: image.convert("L") if image.getpixel((0, 0))[0] % 2 else image, *FLOAT),
     "a kind that nobody expects": (*SIZED, v2.functional.pil_to_tensor, v2.CenterCrop(16), v2.ToDtype(torch.float32)),
 }
 
@@ -102,6 +106,18 @@ def test_batches_are_torchs(root, name, options):
     theirs, mine = both(folder(root, *CHAINS[name]), **options)
     assert len(mine) == len(theirs)
     assert all(map(same, mine, theirs))
+
+
+def test_what_fits_goes_on_in_rust(root, monkeypatch):
+    """The user's own transforms behind the span are called only for what Rust does not take."""
+    called = []
+    real = v2.CenterCrop.forward
+    monkeypatch.setattr(v2.CenterCrop, "forward", lambda self, image: called.append(0) or real(self, image))
+    for name, calls in (("tensors that are no Images", 0), ("a kind that nobody expects", 0), ("arrays", 0)):
+        list(DataLoader(folder(root, *CHAINS[name]), batch_size=5))
+        assert len(called) == calls, name
+    list(DataLoader(folder(root, v2.functional.to_image, lambda image: image.double(), v2.CenterCrop(9)), batch_size=5))
+    assert len(called) == COUNT
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -197,6 +213,14 @@ def test_draws_depend_on_seed_and_place_only(root):
     assert not set(twice[COUNT:]) & set(first)
     persistent = drawn(root, batch_size=5, epochs=3, workers=1, persistent_workers=True)
     assert len(set(persistent)) == 3 * COUNT
+
+
+def test_ranks_with_one_seed_draw_different_numbers(root, monkeypatch):
+    from vit_rs import distributed
+
+    first = drawn(root, batch_size=5)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    assert not set(drawn(root, batch_size=5)) & set(first)
 
 
 def test_a_sample_drawn_twice_differs(root):

@@ -80,6 +80,8 @@ def test_twenty_epochs_of_training_are_flat(folder, chain, persistent):
         if epoch == SETTLED - 1:
             before = usage()
     after = usage()
-    assert after[1:] == before[1:], f"threads, descriptors, /dev/shm: {before[1:]} became {after[1:]}"
-    assert after[0] - before[0] < ALLOWED, f"grew by {after[0] - before[0]} bytes"
+    # Fewer may be left of what other tests began.
+    grown = [now - then for now, then in zip(after, before, strict=True)]
+    assert max(grown[1:]) <= 0, f"threads, descriptors and names in /dev/shm grew by {grown[1:]}"
+    assert grown[0] < ALLOWED, f"grew by {grown[0]} bytes"
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4]), losses  # and it learns

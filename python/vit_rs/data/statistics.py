@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["LoaderStats", "Reader", "byte_text"]
 
 Reader = Literal["threads", "data set", "inflation"]
-Verdict = Literal["reading-bound", "decode-bound", "consumer-bound"]
+Verdict = Literal["reading-bound", "decode-bound", "python-bound", "consumer-bound"]
 
 # A consumer that waits less than this share of its time would gain nothing worth having from a faster loader.
 _RARELY = 0.1
@@ -47,6 +47,8 @@ class LoaderStats:
         busy_share: share of the time that a thread was at work, 0..1, mean of all threads.
         reader: what reading is: each thread reads its images ("threads"), waits for the one Python thread of an
             EncodedDataset ("data set"), or inflates a gzipped shard or waits for the thread that does ("inflation").
+        python_us: mean time for the user's own Python on an image, microseconds: with DataLoader, in the consumer's own
+            thread.
         failures: a line for each sample that was skipped or substituted, in the epoch's order.
     """
 
@@ -68,9 +70,12 @@ class LoaderStats:
     busy_share: float
     reader: Reader
     failures: tuple[str, ...]
+    python_us: float = 0.0
 
     @classmethod
-    def from_core(cls, raw: Mapping[str, Any], *, threads: int, cpus: int, reader: Reader = "threads") -> LoaderStats:
+    def from_core(
+        cls, raw: Mapping[str, Any], *, threads: int, cpus: int, reader: Reader = "threads", python_us: float = 0.0
+    ) -> LoaderStats:
         """Return the statistics that the engine counts."""
         made = max(raw["images"], 1)
         wall = max(raw["wall"], 1)
@@ -94,6 +99,7 @@ class LoaderStats:
             busy_share=min(raw["busy"] / wall / threads, 1.0),
             reader=reader,
             failures=tuple(raw["failures"]),
+            python_us=python_us,
         )
 
     @property
@@ -102,15 +108,23 @@ class LoaderStats:
         return self.wait_seconds / self.seconds if self.seconds else 0.0
 
     @property
+    def python_share(self) -> float:
+        """Share of the time that the consumer's thread spent in the user's transforms, 0..1."""
+        return min(self.python_us * self.images_per_second / 1e6, 1.0)
+
+    @property
     def verdict(self) -> Verdict | None:
         """What held the epoch up; None before the second batch, when everybody has only waited for the first.
 
         "consumer-bound": the consumer waited less than a tenth of its time. Else "reading-bound" or "decode-bound": the
         threads spent more time on reading, or on decoding, augmenting and writing. A Python data set is read ahead of
-        the threads: where they wait for it for more than a tenth of their time, it sets the pace.
+        the threads: where they wait for it for more than a tenth of their time, it sets the pace. "python-bound": the
+        user's own transforms took more than a tenth of the consumer's time, and more than it waited.
         """
         if self.batches < 2:
             return None
+        if self.python_share > max(_RARELY, self.wait_share):
+            return "python-bound"
         if self.wait_share < _RARELY:
             return "consumer-bound"
         made = self.decode_us + self.augment_us + self.emit_us
@@ -125,6 +139,11 @@ class LoaderStats:
         waited = f"The consumer waited {self.wait_share:.0%} of the time"
         threads = "the thread was" if self.threads == 1 else f"the {self.threads} threads were"
         busy = f"{threads} busy {self.busy_share:.0%}"
+        if self.verdict == "python-bound":
+            return (
+                f"The user's own transforms took {self.python_share:.0%} of the consumer's time, and {busy}: explain() "
+                "says which they are; more threads do not help"
+            )
         if self.verdict == "consumer-bound":
             return f"{waited} and {busy}: the loader is fast enough."
         if self.verdict == "reading-bound" and self.reader != "threads":
@@ -161,6 +180,9 @@ class LoaderStats:
             "augment": self.augment_us,
             "emit": self.emit_us,
         }
+        python = (
+            [("python", f"{self.python_us:>9,.1f} us an image, in the consumer's thread")] if self.python_us else []
+        )
         total = sum(stages.values()) or 1.0
         rows = [
             (f"epoch {self.epoch}", f"{self.images:,} images in {self.batches:,} batches, {self.seconds:.2f} s"),
@@ -169,6 +191,7 @@ class LoaderStats:
             ("ready batches", f"{self.ready_batches} now, {self.mean_ready_batches:.1f} on average"),
             ("threads", f"{self.threads}, busy {self.busy_share:.0%} of the time"),
             *((name, f"{time:>9,.1f} us an image  {time / total:>4.0%}") for name, time in stages.items()),
+            *python,
             ("read in all", byte_text(self.bytes_read)),
             ("failures", f"{len(self.failures):,}"),
             *(("", text) for text in self.failures[:_SHOWN_FAILURES]),

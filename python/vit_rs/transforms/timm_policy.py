@@ -253,9 +253,11 @@ def _rand_augment(sections: list[str], shared: dict[str, Any]) -> TimmRandAugmen
 
 
 def _aug_mix(sections: list[str], shared: dict[str, Any]) -> TimmAugMix:
-    given = _numbers(sections, {"m": 3, "w": 3, "d": 0, "a": 1.0, "mstd": math.inf}, "m, w, d, a or mstd and a number")
+    given = _numbers(sections, {"m": 3, "w": 3, "d": -1, "a": 1.0, "mstd": math.inf}, "m, w, d, a or mstd and a number")
     made = [
-        TimmOp(name, 1.0, given["m"], given["mstd"], translate_pct=0.3, **shared)
+        TimmOp(
+            name, 1.0, given["m"], given["mstd"], translate_pct=0.3 if name.startswith("Translate") else 0.45, **shared
+        )
         for name in _INCREASING
         if name not in ("Invert", "SolarizeAdd")
     ]

@@ -121,6 +121,18 @@ fn wrong_steps_are_refused() {
         Step::Crop(outside),
         Step::Erase { rect: outside, fill: Fill::Normal(0) },
         Step::Normalize { mean: vec![0.0; 2], std: vec![1.0; 2] },
+        Step::BoxBlur(1.0),
+        Step::Blend { share: 0.5, steps: Vec::new() },
+        Step::Color(Color::SolarizeAdd(9), Kernels::Torch),
+        Step::Affine(
+            Affine {
+                inverse: [1.0, 0.0, 0.5, 0.0, 1.0, 0.0],
+                size: Size::new(2, 2),
+                sampling: Sampling::Bicubic,
+                fill: None,
+            },
+            Kernels::Pillow,
+        ),
         Step::Normalize { mean: vec![0.0], std: vec![0.0] },
         Step::Mix {
             keep: 0.5,

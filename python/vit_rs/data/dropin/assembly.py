@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class Received:
         images: one array of all samples, or a list of arrays.
         positions: of the samples in the data set.
         labels: of the samples, where they come with the images.
-        keys: of the samples' random numbers.
+        first_key: of the first sample's random numbers; those of the others count on.
         pinned: the page-locked bytes that the array lies in.
     """
 
@@ -39,13 +39,13 @@ class Received:
         images: Any,
         positions: Array,
         labels: Array | None,
-        keys: list[SampleKey],
+        first_key: SampleKey,
         pinned: torch.Tensor | None,
     ) -> None:
         self.images = images
         self.positions = positions
         self.labels = labels
-        self.keys = keys
+        self.first_key = first_key
         self.pinned = pinned
 
 
@@ -92,7 +92,7 @@ class Assembly:
         """Return what default_collate would make of the samples, without making them."""
         if self._stages.any or self._plan.opened.targets is not None:
             nothing = [None] * len(received.positions)
-            _, listed = self._stages.run(nothing, self._labels(received), received.keys, self._name(received))
+            _, listed = self._stages.run(nothing, self._labels(received), received.first_key, self._name(received))
             labels = default_collate(listed)
         else:
             labels = torch.from_numpy(self._label_array(received))
@@ -111,12 +111,12 @@ class Assembly:
         labels = self._labels(received)
         if not self._stages.any:
             return images, labels
-        return self._stages.run(images, labels, received.keys, self._name(received), gather=gather)
+        return self._stages.run(images, labels, received.first_key, self._name(received), gather=gather)
 
     def _image(self, array: Array, place: Place) -> Any:
         if place.kind == "pil":
-            # Whoever has PIL images has loaded Pillow.
-            return sys.modules["PIL.Image"].fromarray(array[..., 0] if array.shape[2] == 1 else array)
+            # Pillow comes with torchvision, and is needed for such images only.
+            return importlib.import_module("PIL.Image").fromarray(array[..., 0] if array.shape[2] == 1 else array)
         tensor = _typed(torch.from_numpy(array), self._dtype)
         return wrapped(tensor.permute(2, 0, 1) if self._plan.layout == "NHWC" else tensor, place)
 

@@ -19,7 +19,7 @@ from vit_rs.transforms import Compose, MultiCrop, Transform
 from vit_rs.transforms.calling import pillow_kernels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vit_rs.transforms.lowering import Kernels
 
@@ -95,6 +95,19 @@ class Pipeline:
         """The user's callables behind the span: what the suffix stands for, for images that it does not fit."""
         return () if self.last_python is None else tuple(step.original for step in self.steps[self.last_python + 1 :])
 
+    def behind(self, place: Place) -> tuple[Compose | None, Place] | None:
+        """Return the suffix for images that are `place` behind the Python span, and what they are behind it.
+
+        None where the engine cannot do all of the rest on such images: only `rest` will do.
+        """
+        if place == self.after_python:
+            return self.suffix, self.end
+        chain = _translated(self.rest, place)
+        if any(step.translated is None for step in chain):
+            return None
+        suffix = _compose(chain, place)
+        return suffix if suffix.transforms else None, chain[-1].after if chain else place
+
     def stage(self, index: int) -> Literal["prefix", "python", "suffix"]:
         """Tell where a step is carried out."""
         if self.first_python is None or self.last_python is None or index < self.first_python:
@@ -109,11 +122,16 @@ def steps(transform: Any, start: Place) -> list[Step]:
         transform: None, a callable, or one of torchvision's Compose or nn.Sequential, which may be nested.
         start: what the image is before the chain.
     """
+    return _translated(_flat(transform), start)
+
+
+def _translated(originals: Iterable[Any], start: Place) -> list[Step]:
+    """Return transforms as steps, of which none is a chain."""
     chain: list[Step] = []
     place, begun = start, start
     # What the engine was given since the start or the last transform in Python: all of it goes into one Compose.
     taken: tuple[Transform, ...] = ()
-    for original in _flat(transform):
+    for original in originals:
         try:
             translated, after = _translate(original, place)
             if translated:

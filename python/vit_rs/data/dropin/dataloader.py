@@ -7,7 +7,6 @@ import weakref
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch.utils.data
-from torch.utils.data import IterableDataset
 
 from vit_rs.data.dropin import explanation
 from vit_rs.data.dropin.collation import Collation, collate_function
@@ -35,10 +34,6 @@ T_co = TypeVar("T_co", covariant=True)
 
 # Batches made ahead without workers, where torch makes none: one is worked at while another one waits.
 _LOOKAHEAD = 2
-_WAYS_OUT = (
-    "use fallback='torch' to get torch's own DataLoader here, or a data set whose images Rust can read: torchvision's "
-    "image data sets, or vit_rs.data.EncodedDataset around one that gives encoded bytes"
-)
 
 
 class DataLoader(torch.utils.data.DataLoader[T_co]):
@@ -92,11 +87,13 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         if cls is DataLoader and kwargs.get("fallback") == "torch":
             dataset = kwargs["dataset"] if "dataset" in kwargs else args[0]
             try:
-                opened = _planned(dataset, None)
+                plan = current_plan(dataset, None)
             except UntranslatableError as error:
-                warnings.warn(f"{error}; this is torch's own DataLoader", UserWarning, stacklevel=2)
+                warnings.warn(
+                    f"this is torch's own DataLoader, by fallback='torch': {error}", UserWarning, stacklevel=2
+                )
                 return torch.utils.data.DataLoader(*args, **{k: v for k, v in kwargs.items() if k != "fallback"})
-            made.__dict__["_running"] = _Running(opened)
+            made.__dict__["_running"] = _Running(plan)
         return made
 
     def __init__(  # noqa: PLR0917  (torch's signature)
@@ -148,12 +145,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         self.fallback = fallback
         # What changes later lives in here: wrappers record what is set on a loader, and set it on another one.
         running: _Running | None = self.__dict__.pop("_running", None)
-        if running is None:
-            try:
-                running = _Running(_planned(dataset, None))
-            except UntranslatableError as error:
-                raise TypeError(f"{error}; {_WAYS_OUT}") from error
-        self._running = running
+        self._running = _Running(_planned(dataset, None)) if running is None else running
         self.collate_fn = Collation(self.collate_fn)
 
     def __iter__(self) -> DataLoaderIterator:  # type: ignore[override]  # torch's is a private class
@@ -162,8 +154,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         if running.initial is not None:
             iterator, running.initial = running.initial, None
             return iterator
-        plan = self._plan()
-        state, running.state = running.state, None
+        plan, state = self._plan(), running.state
         persistent = self.persistent_workers and self.num_workers > 0
         if persistent and self._iterator is not None:
             iterator = self._iterator
@@ -172,6 +163,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
             iterator = DataLoaderIterator(self, plan, running.pool, self._size(), state)
             if persistent:
                 self._iterator = iterator
+        # Not before it was used: the reason why it could not be may be mended.
+        running.state = None
         running.current = weakref.ref(iterator)
         running.progress = iterator.progress
         running.stages = iterator.stages
@@ -179,10 +172,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
 
     def _plan(self) -> Plan:
         """Return what is to be done now: data set and transforms may have been changed."""
-        try:
-            self._running.plan = _planned(self.dataset, self._running.plan)
-        except UntranslatableError as error:
-            raise TypeError(f"{error}; {_WAYS_OUT}") from error
+        self._running.plan = _planned(self.dataset, self._running.plan)
         return self._running.plan
 
     def _size(self) -> EngineSize:
@@ -237,6 +227,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         running.leave()
         if self._iterator is not None:
             self._iterator = None
+        running.progress = None
         running.state = state or None
 
     def stats(self) -> LoaderStats:
@@ -251,8 +242,13 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         counted = running.pool.counted if engine is None else engine.core.stats()
         if counted is None:
             raise RuntimeError("the loader has not run yet")
-        reader = running.plan.opened.opened.reader
-        return LoaderStats.from_core(counted, threads=self._size().threads, cpus=default_threads(), reader=reader)
+        return LoaderStats.from_core(
+            counted,
+            threads=self._size().threads,
+            cpus=default_threads(),
+            reader=running.plan.opened.opened.reader,
+            python_us=0.0 if running.stages is None else running.stages.microseconds,
+        )
 
     def explain(self) -> str:
         """Return in words what this loader does, transform by transform, and what each costs once it has run."""
@@ -265,7 +261,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         return explanation.explain(self, engine, stats, running.stages)
 
     def close(self) -> None:
-        """End all threads and iterations. The next `iter` starts anew; batches stay valid."""
+        """End all threads and iterations. The next `iter` starts anew; batches stay valid, and so does `state_dict`."""
         self._running.leave()
         self._running.pool.close()
 
@@ -304,17 +300,16 @@ class _Running:
         iterator = None if self.current is None else self.current()
         if iterator is not None:
             iterator.close()
-        self.initial = self.progress = self.state = None
+        self.initial = None
 
 
 def _planned(dataset: Any, last: Plan | None) -> Plan:
     """Return the plan for a data set.
 
     Raises:
-        UntranslatableError: it has none.
+        TypeError: it has none.
     """
-    if isinstance(dataset, IterableDataset):
-        raise UntranslatableError(
-            f"{type(dataset).__name__} is an IterableDataset: only its own Python code knows its samples"
-        )
-    return current_plan(dataset, last)
+    try:
+        return current_plan(dataset, last)
+    except UntranslatableError as error:
+        raise TypeError(str(error)) from error

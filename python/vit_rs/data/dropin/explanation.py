@@ -93,7 +93,25 @@ def _chain(plan: Plan, measured: PythonStages | None) -> Iterator[Row]:
             if measured is not None:
                 text += f"; {measured.spent[number - first] / measured.samples / 1000:,.0f} us an image"
         yield "" if number else "transform", text
-        place = step.after or place
+        place = step.after
+    if measured is not None:
+        for seen, ours in measured.surprises.items():
+            went_on = "with its kernels for those" if ours else "in Python"
+            yield (
+                "",
+                f"Python made {_kind(seen)} there, not {_kind(pipeline.after_python)}: the rest was done {went_on}",
+            )
+
+
+def _kind(place: Place | None) -> str:
+    """Return what images of a place are called."""
+    if place is None:
+        return "something else than images"
+    channels = "gray" if place.channels == 1 else "RGB"
+    if place.kind == "pil":
+        return f"PIL images ({channels})"
+    kind = "tv_tensors.Image" if place.wrapped else "tensors"
+    return f"{kind} of {str(place.dtype).removeprefix('torch.')} ({channels})"
 
 
 def _where(step: Step, place: Place) -> str:

@@ -55,7 +55,8 @@ class DataLoaderIterator:
     ) -> None:
         """Begin an epoch; one under way is abandoned."""
         self._give_back(finished=False)
-        self._closed = False
+        # Until all went well: the engine is another iteration's now.
+        self._closed = True
         self._plan = plan
         self._lookahead = size.prefetch
         self._timeout = loader.timeout
@@ -74,6 +75,7 @@ class DataLoaderIterator:
         )
         self._index_sampler = stream.sampler
         self._more = True
+        self._closed = False
         if loader.num_workers > 0:
             self._fill()
 
@@ -124,10 +126,10 @@ class DataLoaderIterator:
             return self._next()
 
     def _next(self) -> Any:
-        if self._closed or self._engine.closed:
-            raise RuntimeError("this iteration ended when the DataLoader was closed")
         if self.progress.finished:
             raise StopIteration
+        if self._closed or self._engine.closed:
+            raise RuntimeError("this iteration ended when the DataLoader was closed, or a state loaded")
         if not self._ahead:
             self._fill()
         if not self._ahead:
@@ -147,12 +149,9 @@ class DataLoaderIterator:
     def _received(self, pulled: Pulled) -> Received:
         """Return a batch from the engine; an empty one where there is none to wait for."""
         count = len(pulled.positions)
-        keys = [
-            (self.progress.base_seed, self.progress.epoch, draw)
-            for draw in range(_first_draw(pulled), _first_draw(pulled) + count)
-        ]
+        first_key = (self.progress.base_seed, self.progress.epoch, _first_draw(pulled))
         if not count:
-            return Received([], pulled.positions, None, [], None)
+            return Received([], pulled.positions, None, first_key, None)
         failure = None
         try:
             batch = self._engine.core.next_batch(self._timeout or None)
@@ -172,7 +171,7 @@ class DataLoaderIterator:
         if batch is None:
             raise RuntimeError("the engine ended before the sampler did")
         [images], positions, labels = batch
-        return Received(images, positions, labels, keys, self._memory[0])
+        return Received(images, positions, labels, first_key, self._memory[0])
 
     def _advance(self, pulled: Pulled) -> None:
         """Count a batch as done, and ask for another one as torch does: before this one is handed over."""
@@ -187,7 +186,7 @@ class DataLoaderIterator:
 
     def fix_order(self) -> None:
         """Have the sampler draw now what it draws for its first index: a state without that is none."""
-        if not self._ahead and not self.progress.batches:
+        if not self._closed and not self._ahead and not self.progress.batches:
             self._pull()
 
     def _fill(self) -> None:

@@ -58,6 +58,7 @@ class Plan:
         return (
             self.opened is other.opened
             and self.layout == other.layout
+            and bool(self.pipeline.python) == bool(other.pipeline.python)
             and self.pipeline.prefix == other.pipeline.prefix
         )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vit_rs.data.dropin.chain import Pipeline
     from vit_rs.data.dropin.places import Place
-    from vit_rs.transforms import Transform
+    from vit_rs.transforms import Compose, Transform
 
 __all__ = ["PythonStages", "SampleKey", "wrapped"]
 
@@ -49,6 +49,8 @@ class PythonStages:
         self._pipeline = pipeline
         self._target_transform = target_transform
         self._worker_init_fn = worker_init_fn
+        # What the engine does behind the user's Python, by what the images are there.
+        self._suffixes: dict[Place | None, tuple[Compose | None, Place] | None] = {}
         # Nanoseconds in each stage, in target_transform and in the suffix; number of samples.
         self.spent = [0] * len(pipeline.python)
         self.spent_on_labels = 0
@@ -60,11 +62,17 @@ class PythonStages:
         """Whether there is anything to run."""
         return bool(self._pipeline.python) or self._target_transform is not None
 
+    @property
+    def microseconds(self) -> float:
+        """Mean time for a sample: the user's Python and what follows it."""
+        spent = sum(self.spent) + self.spent_on_labels + self.spent_on_suffix
+        return spent / 1e3 / self.samples if self.samples else 0.0
+
     def run(
         self,
         images: list[Any],
         labels: list[Any],
-        keys: list[SampleKey],
+        first_key: SampleKey,
         name: Callable[[int], str],
         *,
         gather: bool = False,
@@ -74,20 +82,22 @@ class PythonStages:
         Args:
             images: what the engine made of them.
             labels: as the data set has them.
-            keys: (seed, epoch, draw) of each.
+            first_key: (seed, epoch, draw) of the first; the others' draws count on.
             name: says which sample a position in these lists is, for notes on errors.
             gather: return the images as one tensor, where the engine makes tensors of one shape behind the user's
                 Python: they are written into it.
         """
         done_images: list[Any] = []
         done_labels: list[Any] = []
-        gathered = _Gathered(len(images)) if gather and self._pipeline.suffix is not None else None
+        gathered = _Gathered(len(images)) if gather and self._pipeline.python else None
         with preserved():
             if self._worker_init_fn is not None:
-                seed_all(keys[0][0])
+                seed_all(first_key[0])
                 self._worker_init_fn(0)
                 self._worker_init_fn = None
-            for number, (image, label, key) in enumerate(zip(images, labels, keys, strict=True)):
+            seed, epoch, first_draw = first_key
+            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+                key = (seed, epoch, first_draw + number)
                 seed_all(sample_seed(*key, _PYTHON))
                 try:
                     done_images.append(self._image(image, key, gathered) if self._pipeline.python else image)
@@ -107,17 +117,33 @@ class PythonStages:
             after = perf_counter_ns()
             self.spent[number] += after - before
             before = after
-        suffix = self._pipeline.suffix
-        if suffix is not None and place_of(image) == self._pipeline.after_python:
-            seed = sample_seed(*key, _SUFFIX)
-            image = call(suffix, image, seed=seed) if gathered is None else gathered.add(suffix, image, seed)
-            image = wrapped(image, self._pipeline.end)
-        else:
-            # Not what was expected: the user's own transforms take it as it is.
+        if self._pipeline.rest:
+            image = self._behind_python(image, key, gathered)
+            self.spent_on_suffix += perf_counter_ns() - before
+        return image
+
+    def _behind_python(self, image: Any, key: SampleKey, gathered: _Gathered | None) -> Any:
+        place = place_of(image)
+        if place not in self._suffixes:
+            self._suffixes[place] = None if place is None else self._pipeline.behind(place)
+        found = self._suffixes[place]
+        if found is None:
+            # The engine has nothing for such an image: the user's own transforms take it as it is.
             for original in self._pipeline.rest:
                 image = original(image)
-        self.spent_on_suffix += perf_counter_ns() - before
-        return image
+            return image
+        suffix, end = found
+        if suffix is None:
+            return wrapped(image, end)
+        seed = sample_seed(*key, _SUFFIX)
+        return wrapped(call(suffix, image, seed=seed) if gathered is None else gathered.add(suffix, image, seed), end)
+
+    @property
+    def surprises(self) -> dict[Place | None, bool]:
+        """What images were behind the user's Python beside what was expected; whether the engine went on with them."""
+        found = {place: suffix is not None for place, suffix in self._suffixes.items()}
+        found.pop(self._pipeline.after_python, None)
+        return found
 
     def _label(self, label: Any) -> Any:
         if self._target_transform is None:

@@ -187,8 +187,8 @@ def _rand_augment(transform: Any, place: Place) -> Transform:
 
 
 def _auto_augment(transform: Any, place: Place) -> Transform:
-    chains = [ours.Compose([_augment_op(op, place) for op in chain]) for chain in transform.policy]
-    return ours.RandomChoice(chains)
+    chains = [[_augment_op(op, place) for op in chain] for chain in transform.policy]
+    return ours.RandomChoice([chain[0] if len(chain) == 1 else ours.Compose(chain) for chain in chains])
 
 
 def _aug_mix(transform: Any, place: Place) -> Transform:
@@ -221,9 +221,17 @@ def _augment_op(op: Any, place: Place) -> ours.TimmOp:
         magnitude_max=float(op.magnitude_max or module._LEVEL_DENOM),  # noqa: SLF001  (timm's own default)
         interpolation=[_SAMPLINGS.get(int(each), str(each)) for each in samplings],
         fill=fill,
-        translate_const=float(op.hparams.get("translate_const", 0.0)),
-        translate_pct=float(op.hparams.get("translate_pct", 0.45)),
+        **_shift(op),
     )
+
+
+def _shift(op: Any) -> dict[str, float]:
+    """Return the parameter of the operations that shift."""
+    if op.name in ("TranslateX", "TranslateY"):
+        return {"translate_const": float(op.hparams["translate_const"])}
+    if op.name in ("TranslateXRel", "TranslateYRel"):
+        return {"translate_pct": float(op.hparams.get("translate_pct", 0.45))}
+    return {}
 
 
 _OPERATIONS: dict[str, Callable[[Any, Place], Transform]] = {

@@ -177,6 +177,26 @@ mod tests {
     }
 
     #[test]
+    fn blends_are_cut() {
+        let pixels: Vec<u8> = (0..=255).collect();
+        let source = ImageView::new(&pixels, Size::new(1, 256), 1, 256).unwrap();
+        let steps = [Step::Color(Color::Invert, Kernels::Pillow)];
+        for share in [0.0_f32, 0.3, 0.5, 0.999, 1.0] {
+            let between = |p: u8| (f32::from(p) + share * (255.0 - 2.0 * f32::from(p))) as u8;
+            let expected: Vec<u8> = pixels.iter().map(|&p| between(p)).collect();
+            for &level in Level::all() {
+                let mut target = ImageBuf::default();
+                Mixer::default().blend(level, source, share, &steps, &mut target).unwrap();
+                assert_eq!(target.view().unwrap().row(0), expected);
+            }
+        }
+        let crop = Step::Crop(Rect { top: 0, left: 0, height: 1, width: 2 });
+        let mut target = ImageBuf::default();
+        let error = Mixer::default().blend(Level::best(), source, 0.5, &[crop], &mut target);
+        assert!(error.unwrap_err().to_string().contains("makes 1 x 2 of 1 x 256"));
+    }
+
+    #[test]
     fn a_chain_of_another_size_is_refused() {
         let crop = Step::Crop(Rect { top: 0, left: 0, height: 1, width: 2 });
         let error = mixed(Level::best(), &[1, 2, 3], 0.5, &[(0.5, vec![crop])]).unwrap_err();

@@ -101,7 +101,7 @@ impl Need {
         let middle = |place: f64| (place - 0.5).fract() == 0.0;
         if d == 0.0 && middle(e * (y as f64 + 0.5) + f) {
             Self::Row
-        } else if a == 1.0 && b == 0.0 && c.fract() == 0.0 {
+        } else if a - 1.0 == 0.0 && b == 0.0 && c.fract() == 0.0 {
             Self::Column
         } else {
             Self::All

@@ -180,6 +180,27 @@ mod tests {
         (sum, inside)
     }
 
+    /// Pillow's bicubic sampling, pixel by pixel; None outside.
+    fn bicubic(source: ImageView<'_>, x: f64, y: f64, channel: usize) -> Option<u8> {
+        let Size { height, width } = source.size();
+        if !(x >= 0.0 && x < width as f64 && y >= 0.0 && y < height as f64) {
+            return None;
+        }
+        let (column, row) = ((x - 0.5).floor(), (y - 0.5).floor());
+        let cubic = |v: [f64; 4], d: f64| {
+            let (p2, p3, p4) =
+                (-v[0] + v[2], 2.0 * (v[0] - v[1]) + v[2] - v[3], -v[0] + v[1] - v[2] + v[3]);
+            v[1] + d * (p2 + d * (p3 + d * p4))
+        };
+        let clip = |at: f64, length: usize| at.clamp(0.0, length as f64 - 1.0) as usize;
+        let tap = |i: usize, j: usize| {
+            let at = clip(column + i as f64 - 1.0, width) * source.channels() + channel;
+            f64::from(source.row(clip(row + j as f64 - 1.0, height))[at])
+        };
+        let rows = [0, 1, 2, 3].map(|j| cubic([0, 1, 2, 3].map(|i| tap(i, j)), x - 0.5 - column));
+        Some(cubic(rows, y - 0.5 - row).clamp(0.0, 255.0) as u8)
+    }
+
     fn maps() -> impl Strategy<Value = [f64; 6]> {
         let number = prop_oneof![-2.0..2.0f64, Just(0.0), Just(1.0), Just(-1.0)];
         let shift = prop_oneof![-30.0..50.0f64, Just(0.0), Just(7.5)];
@@ -247,6 +268,36 @@ mod tests {
         }
 
         #[test]
+        fn bicubic_is_pillows_formula_at_every_level(
+            inverse in maps(),
+            sizes in proptest::array::uniform4(1usize..40),
+            rgb: bool,
+            pixels in proptest::collection::vec(any::<u8>(), 40 * 45 * 3),
+        ) {
+            let [height, width, out_height, out_width] = sizes;
+            let channels = if rgb { 3 } else { 1 };
+            let stride = (width + 5) * channels;
+            let source = ImageView::new(&pixels, Size::new(height, width), channels, stride).unwrap();
+            let (size, sampling) = (Size::new(out_height, out_width), Sampling::Bicubic);
+            let map = Affine { inverse, size, sampling, fill: Some([7, 8, 9]) };
+            let [a, b, c, d, e, f] = inverse;
+            let mut expected = Vec::new();
+            for y in 0..out_height {
+                for x in 0..out_width {
+                    let (x, y) = (x as f64 + 0.5, y as f64 + 0.5);
+                    let (x, y) = (a * x + b * y + c, d * x + e * y + f);
+                    let bicubic = |channel| bicubic(source, x, y, channel);
+                    expected.extend((0..channels).map(|c| bicubic(c).unwrap_or(7 + c as u8)));
+                }
+            }
+            for kernels in [Kernels::Torch, Kernels::Pillow] {
+                for &level in Level::all() {
+                    prop_assert_eq!(&drawn(level, source, kernels, &map), &expected);
+                }
+            }
+        }
+
+        #[test]
         fn no_numbers_panic(
             inverse in proptest::array::uniform6(prop_oneof![
                 any::<f64>(), Just(f64::NAN), Just(f64::INFINITY), Just(-1e300), Just(0.0), Just(1e9)
@@ -255,7 +306,7 @@ mod tests {
         ) {
             let pixels = vec![9; side * side * 3];
             let source = ImageView::new(&pixels, Size::new(side, side), 3, side * 3).unwrap();
-            for sampling in [Sampling::Nearest, Sampling::Bilinear] {
+            for sampling in [Sampling::Nearest, Sampling::Bilinear, Sampling::Bicubic] {
                 for kernels in [Kernels::Torch, Kernels::Pillow] {
                     let map = Affine { inverse, size: Size::new(7, 9), sampling, fill: None };
                     drawn(Level::best(), source, kernels, &map);

@@ -160,7 +160,7 @@ impl Drawing {
     }
 
     /// Adds a map, unless it is the identity.
-    fn push_affine(&mut self, inverse: [f64; 6], size: Size, look: Look) {
+    pub(super) fn push_affine(&mut self, inverse: [f64; 6], size: Size, look: Look) {
         let identity = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0];
         if size != self.size() || inverse.iter().zip(identity).any(|(a, b)| a - b != 0.0) {
             let Look { sampling, fill } = look;

@@ -150,6 +150,6 @@ impl Op for TrimBorder {
     }
 
     fn output_size(&self, before: Option<Size>) -> Option<Size> {
-        before.and_then(|before| self.rect(before)).map(|rect| rect.size())
+        before.and_then(|before| self.rect(before)).map(Rect::size)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::augment::plan::{Affine, Color, Kernels, Sampling, Step};
+use crate::augment::plan::{Color, Kernels, Sampling, Step};
 use crate::augment::spec::affine::Look;
 use crate::augment::spec::containers::weighted;
 use crate::augment::spec::{Domain, Drawing, Op, check_probability};
@@ -212,17 +212,13 @@ impl TimmOp {
         let signed = |value: f64| if negative { -value } else { value };
         let chosen = stream.below(self.samplings.len() as u64) as usize;
         let sampling = self.samplings.get(chosen).copied().unwrap_or(Sampling::Bicubic);
-        let (size, fill) = (drawing.size(), Some(self.fill));
-        let mut map = |inverse: [f64; 6]| {
-            if inverse != [1.0, 0.0, 0.0, 0.0, 1.0, 0.0] {
-                let map = Affine { inverse, size, sampling, fill };
-                drawing.push(Step::Affine(map, Kernels::Pillow));
-            }
-        };
+        let look = Look { sampling, fill: Some(self.fill) };
+        let size = drawing.size();
+        let mut map = |inverse: [f64; 6]| drawing.push_affine(inverse, size, look);
         let Size { height, width } = size;
         match self.name {
             TimmName::Rotate => {
-                drawing.rotate(signed(level * 30.0), false, None, Look { sampling, fill });
+                drawing.rotate(signed(level * 30.0), false, None, look);
             }
             TimmName::ShearX => map([1.0, signed(level * 0.3), 0.0, 0.0, 1.0, 0.0]),
             TimmName::ShearY => map([1.0, 0.0, 0.0, signed(level * 0.3), 1.0, 0.0]),
