@@ -110,6 +110,16 @@ def test_fallback_is_not_used_where_it_is_not_needed(root):
         DataLoader(array(), fallback="numpy")
 
 
+def test_a_subclass_cannot_fall_back(root):
+    class Mine(DataLoader):
+        def __init__(self, data):
+            super().__init__(data, batch_size=2, fallback="torch")
+
+    assert len(list(Mine(folder(root, chain())))) == COUNT // 2
+    with pytest.raises(TypeError, match=r"Own has a __getitem__ of its own.*a subclass such as Mine cannot fall back"):
+        Mine(Own())
+
+
 def test_torchs_argument_checks_come_first():
     with pytest.raises(ValueError, match="DataLoader with IterableDataset: expected unspecified shuffle option"):
         DataLoader(Endless(), shuffle=True)

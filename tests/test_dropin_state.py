@@ -15,7 +15,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DistributedSampler, RandomSampler, Sampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, Sampler, WeightedRandomSampler
 
 from vit_rs.data import ArrayDataset, DataLoader
 from vit_rs.data.dropin import iteration
@@ -80,6 +80,9 @@ OPTIONS = {
     "distributed": lambda data: {"sampler": DistributedSampler(data, num_replicas=1, rank=0)},
     "stateful": lambda _: {"sampler": StatefulSampler()},
     "own": lambda _: {"sampler": FromEverywhere()},
+    "distributed batches": lambda data: {
+        "batch_sampler": BatchSampler(DistributedSampler(data, num_replicas=1, rank=0), BATCH, drop_last=False)
+    },
     "batches": lambda _: {"batch_sampler": [[*range(k, k + 4)] for k in range(0, COUNT - 1, 4)] + [[36]]},
     "workers": lambda _: {"shuffle": True, "num_workers": 2},
     "persistent": lambda _: {"shuffle": True, "num_workers": 1, "persistent_workers": True},

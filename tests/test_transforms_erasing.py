@@ -199,9 +199,7 @@ def test_errors_say_what_was_expected(text):
 
 @pytest.mark.parametrize("value", [None, "noise", ("random", 1)])
 def test_a_value_of_another_type_is_refused(value):
-    with pytest.raises(
-        TypeError, match="one for each channel, 'random' or 'random_color', got"
-    ):
+    with pytest.raises(TypeError, match="one for each channel, 'random' or 'random_color', got"):
         t.RandomErasing(value=value)
 
 

@@ -153,6 +153,58 @@ def test_operations_behind_to_tensor_work_on_its_floats():
     assert torch.equal(chain(pil(VALUES)), theirs(pil(VALUES)))
 
 
+FILTERS = {"bilinear": "BILINEAR", "bicubic": "BICUBIC", "lanczos": "LANCZOS"}
+SIDES = [1, 2, 3, 16, 17, 40, 61, 101, 200]
+
+
+@pytest.mark.parametrize("half", [tv1, tv2], ids=["v1", "v2"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_crops_and_resizes_are_those_of_pil_images(half, mode):
+    """Every byte, at many sizes: parts that are resized, middles with odd borders, windows of padded images."""
+    random = np.random.default_rng(7)
+    for _ in range(60):
+        height, width, *size = (int(side) for side in random.choice(SIDES, 4))
+        image = pil(np.ascontiguousarray(PHOTO[:height, -width:]), mode)
+        assert same(t.CenterCrop(size)(image), half.CenterCrop(size)(image))
+        seed, name = int(random.integers(2**40)), str(random.choice(list(FILTERS)))
+        crop = t.RandomResizedCrop(size, scale=(0.05, 1.0), interpolation=name)
+        rect = next((numbers for kind, numbers in drawn(crop, (height, width), seed) if kind == "crop"), None)
+        rect = [0, 0, height, width] if rect is None else [int(number) for number in rect]
+        theirs = half.functional.resized_crop(image, *rect, size, tv1.InterpolationMode[FILTERS[name]])
+        assert same(call(crop, image, seed=seed), theirs), (height, width, rect, size, name)
+        border = str(random.choice(["constant", "edge", "reflect", "symmetric"]))
+        size = [min(size[0], height), min(size[1], width)]
+        # What is mirrored must be there.
+        padding = [int(side) for side in random.integers(0, min(6, height, width), 4)]
+        fill = int(random.integers(256))
+        crop = t.RandomCrop(size, padding, fill=fill, padding_mode=border)
+        place = next((numbers for _, numbers in drawn(crop, (height, width), seed)), [0, 0])
+        theirs = half.functional.pad(image, padding, fill, border)
+        theirs = half.functional.crop(theirs, int(place[0]) + padding[1], int(place[1]) + padding[0], *size)
+        assert same(call(crop, image, seed=seed), theirs), (height, width, padding, place, size, border)
+
+
+def same(ours: Image.Image, theirs: Image.Image) -> bool:
+    return (ours.mode, ours.size, ours.tobytes()) == (theirs.mode, theirs.size, theirs.tobytes())
+
+
+def drawn(transform: t.Transform, size: tuple[int, int], seed: int) -> list[tuple[str, list[float]]]:
+    return lower(transform).view(kernels="pillow").draw_plan(size, seed, 0, 0, 0)[0]
+
+
+def test_maps_of_v1_are_those_of_v2_but_for_a_last_bit():
+    """v1 computes the same matrix in another order: a bilinear pixel may lie on the other side of a border."""
+    turns = np.random.default_rng(0).uniform([-60, 0.6, -25, -25], [60, 1.8, 25, 25], (40, 4)).tolist()
+    image = pil(PHOTO[:61, :97])
+    for angle, scale, *shear in turns:
+        ours = t.RandomAffine((angle, angle), None, (scale, scale), [*shear[:1] * 2, *shear[1:] * 2], "bilinear")(image)
+        numbers = (angle, [0, 0], scale, shear, tv1.InterpolationMode.BILINEAR)
+        assert same(ours, tv2.functional.affine(image, *numbers))
+        away = np.asarray(ours).astype(int) - np.asarray(tv1.functional.affine(image, *numbers))
+        assert abs(away).max() <= 1
+        assert (away != 0).mean() < 0.001
+
+
 CHAIN = t.Compose([t.RandomResizedCrop(24), t.RandomHorizontalFlip(), t.ToTensor()])
 
 

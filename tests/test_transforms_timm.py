@@ -251,13 +251,13 @@ def test_augmix_is_timms(width):
     operations = auto_augment.augmix_ops(5, {"img_mean": FILL, "interpolation": 2})
     theirs = auto_augment.AugMixAugment(operations, width=width)
     ((ours,), _) = translate(theirs, Place())
-    image = photograph(40, 52)
+    image = photograph(44, 44)
     for seed in range(15):
         torch.manual_seed(seed)
         result = np.asarray(ours(image))
         torch.manual_seed(seed)
         drawn = int(torch.empty((), dtype=torch.int64).random_().item())
-        (_, (share, _)), (_, (keep, chains)), *steps = lower(ours).view().draw_plan((40, 52), drawn, 0, 0, 0)[0]
+        (_, (share, _)), (_, (keep, chains)), *steps = lower(ours).view().draw_plan((44, 44), drawn, 0, 0, 0)[0]
         assert (keep, chains) == (0, width)
         weights, made = [], []
         for _ in range(width):
@@ -306,6 +306,7 @@ FITS = {
 }
 
 
+@pytest.mark.skipif(KEEPS_NO_BITS, reason="Pillow before 13 resizes along the rows first where later ones do not")
 @pytest.mark.parametrize("name", list(FITS))
 def test_images_are_made_to_fit_as_by_timm(name):
     theirs = FITS[name]()

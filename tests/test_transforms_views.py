@@ -122,7 +122,7 @@ REFUSED = {
     "a MultiCrop cannot be a view of a MultiCrop": lambda: t.MultiCrop([VIEWS]),
     "it stands alone": lambda: t.Compose([t.Resize((9, 9)), VIEWS]),
     "a chain has one kind of kernels": lambda: t.Compose([t.Compose([LOCAL], kernels="torch")], kernels="pillow"),
-    "kernels must be 'torch', 'pillow' or None, got 'cv2'": lambda: t.Compose([LOCAL], kernels="cv2"),
+    "kernels must be 'torch', 'pillow', 'pillow12' or None, got 'cv2'": lambda: t.Compose([LOCAL], kernels="cv2"),
     "p must be a probability in 0..=1, got 2": lambda: t.RandomApply([LOCAL], p=2),
     "at least one transform is needed here": lambda: t.RandomApply([]),
     "each of the 1 choices needs a probability": lambda: t.RandomChoice([LOCAL], p=[0.5, 0.5]),

@@ -84,7 +84,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Return torch's own loader where it must do and the user said that it may."""
         made = super().__new__(cls)
-        if cls is DataLoader and kwargs.get("fallback") == "torch":
+        if cls is DataLoader and kwargs.get("fallback") == "torch" and (args or "dataset" in kwargs):
             dataset = kwargs["dataset"] if "dataset" in kwargs else args[0]
             try:
                 plan = current_plan(dataset, None)
@@ -145,7 +145,15 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         self.fallback = fallback
         # What changes later lives in here: wrappers record what is set on a loader, and set it on another one.
         running: _Running | None = self.__dict__.pop("_running", None)
-        self._running = _Running(_planned(dataset, None)) if running is None else running
+        if running is None:
+            try:
+                running = _Running(_planned(dataset, None))
+            except TypeError as error:
+                if fallback is None:
+                    raise
+                # __new__ makes torch's loader where one of this very class was asked for.
+                raise TypeError(f"{error}; a subclass such as {type(self).__name__} cannot fall back") from error
+        self._running = running
         self.collate_fn = Collation(self.collate_fn)
 
     def __iter__(self) -> DataLoaderIterator:  # type: ignore[override]  # torch's is a private class

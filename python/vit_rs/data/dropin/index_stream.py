@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import operator
 from dataclasses import dataclass
@@ -79,6 +80,10 @@ class IndexStream:
                 return sampler
         return None
 
+    def sampler_state(self) -> Any:
+        """Return the state that a sampler keeps of itself, which it may change later; None where there is none."""
+        return None if self.stateful is None else copy.deepcopy(self.stateful.state_dict())
+
     @property
     def generators(self) -> list[torch.Generator]:
         """The generators that the user gave, each once."""
@@ -148,8 +153,7 @@ class IndexStream:
             return None
         except Exception as error:  # noqa: BLE001  (raised when its batch is asked for)
             return Pulled(np.empty(0, np.uint64), self._drawn, error)
-        stateful = self.stateful
-        pulled = Pulled(positions, self._drawn, sampler_state=None if stateful is None else stateful.state_dict())
+        pulled = Pulled(positions, self._drawn, sampler_state=self.sampler_state())
         self._drawn += len(positions)
         return pulled
 

@@ -88,13 +88,12 @@ class DataLoaderIterator:
             if state is not None and loader.persistent_workers:
                 base_seed, epoch = state["base_seed"], state["epoch"]
             seed = stream.begin(draw_base_seed=epoch < 0)
-            stateful = stream.stateful
             return Progress(
                 stream,
                 base_seed=base_seed if seed is None else seed,
                 epoch=epoch + 1,
                 seeded=seed is not None,
-                sampler_state=None if stateful is None else stateful.state_dict(),
+                sampler_state=stream.sampler_state(),
             )
         check_sampler_epoch(loader, state)
         made = Progress(
@@ -104,6 +103,7 @@ class DataLoaderIterator:
             seeded=state["seeded"],
             batches=state["batches"],
             samples=state["samples"],
+            exhausted=state["exhausted"],
             sampler_state=state["sampler"],
         )
         if state["exhausted"]:

@@ -59,22 +59,31 @@ class Progress:
 
 def _identity(loader: Any) -> dict[str, Any]:
     """Return what must be the same for a state to mean the same samples."""
-    sampler = _sampler(loader)
-    kind = type(sampler)
+    own = loader.batch_size is None and loader.batch_sampler is not None
+    kind = type(loader.batch_sampler if own else loader.sampler)
+    replicas = [getattr(sampler, "num_replicas", None) for sampler in _samplers(loader)]
+    distributed = _distributed(loader)
     return {
         "samples": len(loader.dataset),
         "batch_size": loader.batch_size,
         "drop_last": loader.drop_last,
         "sampler": f"{kind.__module__}.{kind.__qualname__}",
-        "num_replicas": getattr(sampler, "num_replicas", None),
-        "sampler_epoch": _epoch_of(sampler),
+        "num_replicas": next((number for number in replicas if isinstance(number, int)), None),
+        "sampler_epoch": None if distributed is None else distributed.epoch,
     }
 
 
-def _epoch_of(sampler: Any) -> int | None:
-    """Return the epoch that was set on a sampler such as DistributedSampler."""
-    epoch = getattr(sampler, "epoch", None)
-    return epoch if hasattr(sampler, "set_epoch") and isinstance(epoch, int) else None
+def _samplers(loader: Any) -> list[Any]:
+    """Return all that decide on the order."""
+    return [loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
+
+
+def _distributed(loader: Any) -> Any:
+    """Return the sampler that has epochs set, such as DistributedSampler."""
+    for sampler in _samplers(loader):
+        if hasattr(sampler, "set_epoch") and isinstance(getattr(sampler, "epoch", None), int):
+            return sampler
+    return None
 
 
 def state_of(loader: Any, progress: Progress) -> dict[str, Any]:
@@ -120,9 +129,8 @@ def check_state(loader: Any, state: dict[str, Any]) -> None:
 
 def set_sampler_epoch(loader: Any, state: dict[str, Any]) -> None:
     """Set a distributed sampler to the epoch that a state stands in."""
-    epoch = state["identity"]["sampler_epoch"]
-    sampler = _sampler(loader)
-    if epoch is not None and _epoch_of(sampler) is not None:
+    epoch, sampler = state["identity"]["sampler_epoch"], _distributed(loader)
+    if epoch is not None and sampler is not None:
         sampler.set_epoch(epoch)
 
 
@@ -132,17 +140,12 @@ def check_sampler_epoch(loader: Any, state: dict[str, Any]) -> None:
     Raises:
         ValueError: `set_epoch` has moved it since.
     """
-    there, here = state["identity"]["sampler_epoch"], _epoch_of(_sampler(loader))
+    there, here = state["identity"]["sampler_epoch"], _identity(loader)["sampler_epoch"]
     if there != here:
         raise ValueError(
             f"the state stands in epoch {there} of the sampler, which was set to epoch {here} since it was loaded: go "
             "on with that epoch, or load no state"
         )
-
-
-def _sampler(loader: Any) -> Any:
-    """Return what decides on the order."""
-    return loader.sampler if loader.batch_size is not None or loader.batch_sampler is None else loader.batch_sampler
 
 
 def origins(state: dict[str, Any]) -> tuple[Origin, Origin | None]:
