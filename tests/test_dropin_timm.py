@@ -9,7 +9,6 @@ import pytest
 import torch
 import torchvision
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-from PIL import __version__ as pillow_version
 from skimage import data
 from timm.data import auto_augment, create_transform, random_erasing
 from timm.data import transforms as timm_transforms
@@ -34,14 +33,9 @@ PHOTOGRAPHS = [
         data.chelsea()[:100, :90],
     )
 ]
-resizing = pytest.mark.skipif(
-    int(pillow_version.split(".")[0]) < 13,
-    reason="Pillow before 13 resizes along the rows first where later versions and vit_rs begin with the columns",
-)
 RGB, FLOAT = Place(), Place("float", dtype=torch.float32)
 
 
-@resizing
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("size", [224, (3, 224, 160), (96, 128)])
@@ -56,7 +50,6 @@ def test_evaluation_is_timms(size, crop_mode, interpolation):
             assert torch.equal(ours, expected), (options, image.size)
 
 
-@resizing
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "random"])
 def test_training_without_augmentation_is_timms(interpolation):
     theirs = create_transform((3, 100, 120), is_training=True, no_aug=True, interpolation=interpolation)
@@ -80,7 +73,6 @@ TRAINING = {
 }
 
 
-@resizing
 @pytest.mark.parametrize("name", list(TRAINING))
 def test_training_is_what_was_drawn(name):
     """The numbers are ours; what they stand for is done again by Pillow and torchvision, bit for bit."""

@@ -306,7 +306,6 @@ FITS = {
 }
 
 
-@pytest.mark.skipif(KEEPS_NO_BITS, reason="Pillow before 13 resizes along the rows first where later ones do not")
 @pytest.mark.parametrize("name", list(FITS))
 def test_images_are_made_to_fit_as_by_timm(name):
     theirs = FITS[name]()
