@@ -148,6 +148,10 @@ IN_PYTHON = {
     "RandomOrder": (v2.RandomOrder([v2.ToImage()]), "holds torchvision.transforms.v2.ToImage, which changes what the"),
     "Normalize": (v1.RandomApply([v1.Normalize(MEAN, STD)]), "torchvision raises TypeError here"),
     "no weights": (v1.RandomChoice([v1.CenterCrop(3)], [0.0]), "needs a probability of at least 0, and one above it"),
+    "own table": (with_own(v2.RandAugment(), "_AUGMENTATION_SPACE"), "has a _AUGMENTATION_SPACE of its own"),
+    "own types": (with_own(v2.RandomInvert(), "_transformed_types"), "has a _transformed_types of its own"),
+    "None": (None, "NoneType is not a transform that vit_rs knows"),
+    "RandomApply of None": (v1.RandomApply([None]), "NoneType is not a transform that vit_rs knows"),
     "MultiCrop": (t.MultiCrop([t.CenterCrop(3)]), "MultiCrop makes several views: ImageLoader"),
     "other kernels": (t.Compose([t.CenterCrop(3)], "torch"), f"it names 'torch' kernels, the chain has {KERNELS!r}"),
 }
@@ -215,6 +219,15 @@ def test_what_cannot_stand_in_one_chain_stays_in_python():
     assert "second conversion" in pipeline.steps[1].reason
 
 
+@pytest.mark.parametrize("value", [-3, 300])
+@pytest.mark.parametrize("place", [PIL, TENSOR])
+def test_what_only_the_engine_refuses_stays_in_python(place, value):
+    erasing = v2.RandomErasing(1.0, value=value)
+    pipeline = Pipeline.of(v2.Compose([v2.CenterCrop(5), v2.ToImage(), erasing]), place)
+    assert pipeline.python == (erasing,)
+    assert "must be in 0..=255" in pipeline.steps[2].reason
+
+
 def test_transforms_of_vit_rs_are_taken_as_they_are():
     own = t.Compose([t.Resize(9), t.PILToTensor(), t.ToDtype(torch.float16, scale=True)])
     pipeline = Pipeline.of(v1.Compose([t.RandomHorizontalFlip(), own]), PIL)
@@ -238,6 +251,13 @@ def test_parameters_are_read_anew():
     assert second.prefix.transforms[-1].p == 0.25
     assert second.prefix != first.prefix
     assert Pipeline.of(chain, PIL) == second
+    # To one number torchvision makes the shorter side that long.
+    for crop in (v1.RandomResizedCrop(9), v2.RandomResizedCrop(9)):
+        for size in (7, (7,), [7]):
+            crop.size = size
+            assert Pipeline.of(crop, PIL).python == (crop,)
+        crop.size = [7, 8]
+        assert Pipeline.of(crop, PIL).prefix.transforms == (t.RandomResizedCrop((7, 8)),)
 
 
 def test_places_of_images():

@@ -371,11 +371,30 @@ def other_loader(path):
     return pil_loader(path)
 
 
+class OwnLoader(datasets.ImageFolder):
+    loader = staticmethod(other_loader)
+
+    def __init__(self, root):
+        super().__init__(root)
+        del self.__dict__["loader"]
+
+
+class OwnFaces(datasets.LFWPeople):
+    def _loader(self, path):
+        return other_loader(path)
+
+
 def test_what_only_python_can_read_says_why(folder):
     images = datasets.ImageFolder(folder)
     array = np.zeros((2, 4, 4, 3), np.uint8)
     odd = datasets.ImageFolder(folder)
     del odd.samples
+    threes, singles = datasets.ImageFolder(folder), datasets.ImageFolder(folder)
+    threes.samples = [(path, label, 3) for path, label in threes.samples]
+    singles.samples = [1, 2]
+    batches, subset, parts = datasets.ImageFolder(folder), Subset(images, [0]), ConcatDataset([images])
+    for dataset in (batches, subset, parts):
+        dataset.__getitems__ = list
     remedy = "Pass fallback='torch', or give the encoded images to Rust with vit_rs.data.EncodedDataset"
     wrong_length = ConcatDataset([images])
     wrong_length.cumulative_sizes = [3]
@@ -385,6 +404,13 @@ def test_what_only_python_can_read_says_why(folder):
         (OwnBatches(folder), "OwnBatches is torchvision's DatasetFolder with a __getitems__ of its own"),
         (OwnSamples(folder), "OwnSamples has no plain attribute 'samples'"),
         (odd, "ImageFolder has no plain attribute 'samples'"),
+        (batches, "ImageFolder has a __getitems__ that was put on the object"),
+        (subset, "Subset has a __getitems__ that was put on the object"),
+        (parts, "ConcatDataset has a __getitems__ that was put on the object"),
+        (threes, r"the items of .*ImageFolder's 'samples' are not \(path, label\) each"),
+        (singles, r"the items of .*ImageFolder's 'samples' are not \(path, label\) each"),
+        (OwnLoader(folder), "OwnLoader has no plain attribute 'loader', as torchvision's class has"),
+        (made(OwnFaces, data=["a.png"], targets=[1]), "OwnFaces has no plain attribute '_loader'"),
         (OwnSubset(images, [0]), "OwnSubset is a subclass, which may choose its samples in its own way"),
         (OwnArray(array, [0, 1]), "OwnArray is a subclass of ArrayDataset"),
         (TensorDataset(torch.zeros(2)), "torch.utils.data.dataset.TensorDataset has a __getitem__ of its own"),
@@ -405,6 +431,9 @@ def test_what_only_python_can_read_says_why(folder):
         (ConcatDataset([images, ImageFolder(folder)]), "have different images"),
         (ConcatDataset([EncodedDataset([]), images]), "mixes data sets that Python and that Rust reads"),
         (made(datasets.CIFAR10, data=array, targets=[1]), "has 2 images and 1 labels"),
+        (made(datasets.CIFAR10, data=array, targets={0: 3, 1: 4}), "'targets' of .*CIFAR10 is a dict, not a list"),
+        (made(datasets.USPS, data=array[..., 0], targets={3: 0, 4: 1}), "'targets' of .*USPS is a dict, not a list"),
+        (made(datasets.DTD, _image_files={"a": 1}, _labels=[1]), "'_image_files' of .*DTD is a dict, not a list"),
         (made(datasets.CIFAR10, data=array[..., :1], targets=[1, 2]), "are 4 x 4 with 1 channels, and not 3"),
         (
             made(datasets.CIFAR10, data=array / 255, targets=[1, 2]),
@@ -432,6 +461,22 @@ def test_torchvisions_settings_count(folder, monkeypatch):
         open_dataset(dataset)
 
 
+def test_files_that_pillow_would_complete_are_errors_here(folder, monkeypatch):
+    dataset = datasets.ImageFolder(folder)
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    with pytest.warns(UserWarning, match=r"truncated files of .*ImageFolder are errors \(DecodeError\) here"):
+        assert open_dataset(dataset).opened.samples == 5
+    # There are no files in memory.
+    assert open_dataset(made(datasets.MNIST, **ARRAY_SETS["MNIST"])).opened.samples == 6
+
+
+def test_a_loader_that_older_versions_lack_is_not_missed(tmp_path):
+    # GTSRB has none in any version; Flowers102 in old ones.
+    for name in ("GTSRB", "Flowers102"):
+        attributes = {key: value for key, value in FILE_SETS[name].items() if key != "loader"}
+        assert open_dataset(files_of(getattr(datasets, name), tmp_path / name, **attributes)).opened.samples == 4
+
+
 def test_a_fingerprint_changes_with_what_samples_come_from(folder):
     dataset = datasets.ImageFolder(folder, transform=flip)
     whole = Subset(ConcatDataset([dataset, Subset(dataset, np.arange(4))]), list(range(8)))
@@ -449,7 +494,10 @@ def test_a_fingerprint_changes_with_what_samples_come_from(folder):
         replace("loader", pil_loader),
         dataset.samples.reverse,
         lambda: dataset.samples.__setitem__(0, dataset.samples[1]),
-        replace("samples", list(dataset.samples)),
+        replace("samples", [list(sample) for sample in dataset.samples]),
+        lambda: dataset.samples[0].__setitem__(1, 9),
+        lambda: dataset.samples[2].__setitem__(0, "other.png"),
+        lambda: dataset.samples[1].append(3),
         lambda: dataset.samples.append(dataset.samples[0]),
         whole.indices.reverse,
         lambda: whole.dataset.datasets[1].indices.__setitem__(0, 3),

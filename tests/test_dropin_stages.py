@@ -111,8 +111,15 @@ def test_batches_are_torchs(root, name, options):
 def test_what_fits_goes_on_in_rust(root, monkeypatch):
     """The user's own transforms behind the span are called only for what Rust does not take."""
     called = []
-    real = v2.CenterCrop.forward
-    monkeypatch.setattr(v2.CenterCrop, "forward", lambda self, image: called.append(0) or real(self, image))
+    real = v2.functional
+
+    class Watched:
+        def __getattr__(self, name):
+            called.extend([0] if name == "center_crop" else [])
+            return getattr(real, name)
+
+    # What CenterCrop calls; the class itself must be torchvision's.
+    monkeypatch.setattr("torchvision.transforms.v2._geometry.F", Watched())
     for name, calls in (("tensors that are no Images", 0), ("a kind that nobody expects", 0), ("arrays", 0)):
         list(DataLoader(folder(root, *CHAINS[name]), batch_size=5))
         assert len(called) == calls, name
@@ -168,11 +175,22 @@ def test_target_transform(root):
             lambda label: label * 10,
             float,
             lambda label: {"class": str(label)},
+            str,
+            lambda label: (label, str(label)),
         ):
             data = folder(root, *CHAINS[chain], target_transform=target_transform)
             for options in ({"batch_size": 5}, {"batch_size": None}, {"batch_size": 4, "collate_fn": first_channel}):
                 theirs, mine = both(data, **options)
                 assert all(map(same, mine, theirs))
+
+
+def test_labels_of_text_are_a_tuple_as_torchs(root):
+    for chain in ("all in Rust", "Python between", "Python last"):
+        data = folder(root, *CHAINS[chain])
+        data.samples = [(path, f"class {label}") for path, label in data.samples]
+        theirs, mine = both(data, batch_size=5)
+        assert type(mine[0][1]) is tuple
+        assert all(map(same, mine, theirs))
 
 
 class Drawing:

@@ -81,7 +81,7 @@ class Assembly:
             return self._dense(received)
         images, labels = self._samples(received, gather=default)
         if isinstance(images, torch.Tensor):
-            made = [images, default_collate(labels)]
+            made = [images, _collated(labels)]
         elif self._batched:
             made = self._collate(list(zip(images, labels, strict=True)))
         else:
@@ -93,7 +93,7 @@ class Assembly:
         if self._stages.any or self._plan.opened.targets is not None:
             nothing = [None] * len(received.positions)
             _, listed = self._stages.run(nothing, self._labels(received), received.first_key, self._name(received))
-            labels = default_collate(listed)
+            labels = _collated(listed)
         else:
             labels = torch.from_numpy(self._label_array(received))
         if self._pin:
@@ -146,6 +146,12 @@ class Assembly:
             return f"sample {position} of the data set ({opened.core.name(index)})"
 
         return name
+
+
+def _collated(labels: list[Any]) -> Any:
+    """Return labels as default_collate does those of samples, which zip makes a tuple: texts come back as it."""
+    collate: Any = default_collate
+    return collate(tuple(labels))
 
 
 def _typed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

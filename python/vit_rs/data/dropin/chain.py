@@ -7,6 +7,7 @@ Python too.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -17,6 +18,7 @@ from vit_rs.data.dropin.exact import change_of, describe, library_module, name_o
 from vit_rs.data.dropin.places import Place, Step, UntranslatableError, place_of
 from vit_rs.transforms import Compose, MultiCrop, Transform
 from vit_rs.transforms.calling import pillow_kernels
+from vit_rs.transforms.lowering import lower
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -122,7 +124,7 @@ def steps(transform: Any, start: Place) -> list[Step]:
         transform: None, a callable, or one of torchvision's Compose or nn.Sequential, which may be nested.
         start: what the image is before the chain.
     """
-    return _translated(_flat(transform), start)
+    return _translated(() if transform is None else _flat(transform), start)
 
 
 def _translated(originals: Iterable[Any], start: Place) -> list[Step]:
@@ -153,8 +155,9 @@ def _joined(
         raise UntranslatableError("the image is float before: the engine takes 8-bit images", after)
     joined = (*taken, *translated)
     try:
-        Compose(joined, kernels=_kernels(begun))
-    except (TypeError, ValueError) as error:
+        # Some arguments only the engine checks.
+        lower(Compose(joined, kernels=_kernels(begun))).view()
+    except (OverflowError, TypeError, ValueError) as error:
         raise UntranslatableError(str(error), after) from error
     return joined
 
@@ -175,8 +178,6 @@ def _in_python(step: Step) -> Step:
 
 def _flat(transform: Any) -> Iterator[Any]:
     """Yield a chain's transforms, those of chains inside one by one."""
-    if transform is None:
-        return
     is_chain = type(transform) is nn.Sequential or _is_torchvisions(transform, ("Compose",))
     if not is_chain or change_of(transform) is not None:
         yield transform
@@ -228,6 +229,8 @@ def _own(transform: Transform, place: Place) -> Translation:
 
 
 def _random_apply(transform: Any, place: Place) -> tuple[Transform, ...]:
+    if not isinstance(transform.p, Real):
+        raise UntranslatableError(f"p={transform.p!r} is not a number")
     held = [made for inner in transform.transforms for made in _inside(inner, place)]
     return (ours.RandomApply(held, float(transform.p)),) if held else ()
 

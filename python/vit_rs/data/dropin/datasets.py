@@ -131,6 +131,10 @@ def _fed(leaves: list[Any], subset: Index | None, fingerprint: Fingerprint) -> O
 
 def _flattened(dataset: Any) -> tuple[list[Any], Index | None]:
     """Return the data sets with images of their own, and which of all their samples, in order, are used; None = all."""
+    if getattr(dataset, "__dict__", {}).get("__getitems__"):
+        raise UntranslatableError(
+            f"{named(dataset)} has a __getitems__ that was put on the object, which only Python can run. {REMEDY}"
+        )
     if type(dataset) is Subset:
         leaves, inner = _flattened(dataset.dataset)
         chosen = _chosen(dataset.indices, sum(map(len, leaves)) if inner is None else len(inner))
@@ -287,8 +291,12 @@ class _Seen:
         # Held: no other object can have its address.
         self._value = value
         self._content: Any = None
+        # Items that can change in their place: samples that are lists.
+        self._items: list[tuple[Any, ...]] = []
         if type(value) in (list, tuple):
             self._content = tuple(value)
+            if list in set(map(type, value)):
+                self._items = [tuple(item) for item in value if type(item) is list]
         elif isinstance(value, torch.Tensor):
             pixels = value.ndim > _MOST_DIMENSIONS_OF_LABELS
             self._content = (
@@ -305,10 +313,14 @@ class _Seen:
             return False
         mine, others = self._content, other._content
         if type(self._value) in (list, tuple):
-            return len(mine) == len(others) and all(map(operator.is_, mine, others))
+            return _identical(mine, others) and all(map(_identical, self._items, other._items))
         if isinstance(mine, np.ndarray):
             return np.array_equal(mine, others)
         return bool(mine == others)
+
+
+def _identical(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def _contents(dataset: Any) -> Iterator[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +85,13 @@ def file_source(paths: Sequence[Any], *, owner: str) -> Source:
         raise UntranslatableError(
             f"{owner} has {len(unreadable):,} files of formats that Rust does not decode, the first one "
             f"{unreadable[0]}; it reads JPEG, PNG and WebP. Convert them, or pass fallback='torch'"
+        )
+    if getattr(sys.modules.get("PIL.ImageFile"), "LOAD_TRUNCATED_IMAGES", False):
+        warnings.warn(
+            f"PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, but truncated files of {owner} are errors (DecodeError) "
+            "here: Rust does not make up what is missing. To have them read, take torch.utils.data.DataLoader",
+            UserWarning,
+            stacklevel=2,
         )
     return Source.files(names)
 

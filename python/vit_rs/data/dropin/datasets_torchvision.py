@@ -48,7 +48,7 @@ def read_torchvision(dataset: Any) -> Base | None:
     if owner.__name__ not in _READERS or not _is_torchvisions(owner):
         return None
     overridden = [name for name in ("__len__", "__getattribute__") if not _is_torchvisions(_owner(dataset, name))]
-    if hasattr(type(dataset), "__getitems__"):
+    if getattr(dataset, "__getitems__", None):
         overridden.append("__getitems__")
     if overridden:
         raise UntranslatableError(
@@ -88,7 +88,8 @@ def _check_loader(dataset: Any, attribute: str = "loader") -> None:
     Raises:
         UntranslatableError: by something else.
     """
-    if attribute not in vars(dataset):
+    owner = _owner(dataset, attribute)
+    if attribute not in vars(dataset) and _is_torchvisions(owner):
         return  # Older versions of these classes have no loader: they open files with Pillow themselves.
     loader = _own(dataset, attribute)
     folder = sys.modules[_FOLDER]
@@ -148,8 +149,13 @@ def _of_samples(attribute: str, transforms: Callable[[Any], tuple[Any, Any]] = _
     """Return the reader of data sets with a list of (path, label)."""
 
     def read(dataset: Any) -> Base:
-        samples = _own(dataset, attribute)
-        paths, labels = [path for path, _ in samples], [label for _, label in samples]
+        samples = _listed(dataset, attribute)
+        try:
+            paths, labels = [path for path, _ in samples], [label for _, label in samples]
+        except (TypeError, ValueError):
+            raise UntranslatableError(
+                f"the items of {named(dataset)}'s {attribute!r} are not (path, label) each. {REMEDY}"
+            ) from None
         return _files(dataset, paths, labels, transforms=transforms(dataset))
 
     return read
@@ -157,7 +163,7 @@ def _of_samples(attribute: str, transforms: Callable[[Any], tuple[Any, Any]] = _
 
 def _of_lists(images: str, labels: str, *, loader: str = "loader") -> Callable[[Any], Base]:
     """Return the reader of data sets with a list of paths and a list of labels."""
-    return lambda dataset: _files(dataset, _own(dataset, images), _own(dataset, labels), loader=loader)
+    return lambda dataset: _files(dataset, _listed(dataset, images), _listed(dataset, labels), loader=loader)
 
 
 def _pets(dataset: Any) -> Base:
@@ -167,9 +173,9 @@ def _pets(dataset: Any) -> Base:
     if unknown or not wanted:
         what = f"targets of type {unknown[0]!r}, which are images" if unknown else "no targets"
         raise UntranslatableError(f"{named(dataset)} gives {what}. Pass fallback='torch'")
-    labels = [_own(dataset, columns[target]) for target in wanted]
+    labels = [_listed(dataset, columns[target]) for target in wanted]
     several = labels[0] if len(labels) == 1 else list(zip(*labels, strict=True))
-    return _files(dataset, _own(dataset, "_images"), several, transforms=_joint(dataset))
+    return _files(dataset, _listed(dataset, "_images"), several, transforms=_joint(dataset))
 
 
 def _cifar(dataset: Any) -> Base:
@@ -217,13 +223,19 @@ def _check_tensor(dataset: Any) -> None:
 def _listed(dataset: Any, attribute: str) -> list[Any]:
     """Return `attribute[i]` for each i."""
     values = _own(dataset, attribute)
-    return values if type(values) is list else list(values)
+    if type(values) is list:
+        return values
+    if type(values) is not tuple and not isinstance(values, (np.ndarray, torch.Tensor)):
+        raise UntranslatableError(
+            f"the attribute {attribute!r} of {named(dataset)} is a {type(values).__name__}, not a list. {REMEDY}"
+        )
+    return list(values)
 
 
 def _integers(dataset: Any, attribute: str) -> list[int]:
     """Return `int(attribute[i])` for each i."""
     values = _own(dataset, attribute)
-    listed = values.tolist() if isinstance(values, (np.ndarray, torch.Tensor)) else values
+    listed = values.tolist() if isinstance(values, (np.ndarray, torch.Tensor)) else _listed(dataset, attribute)
     try:
         return [int(value) for value in listed]
     except (TypeError, ValueError):

@@ -6,11 +6,14 @@ import sys
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 __all__ = ["change_of", "describe", "library_module", "name_of"]
 
 _LIBRARIES = ("torchvision", "timm")
+# Methods that only describe an object or make it.
+_IRRELEVANT = frozenset({"__init__", "__repr__", "extra_repr"})
 
 
 def library_module(kind: type, package: str) -> str | None:
@@ -29,13 +32,37 @@ def change_of(transform: Any) -> str | None:
     """Return what makes an object behave unlike its class, for people; None if nothing does."""
     kind = type(transform)
     for name in vars(transform):
-        if callable(getattr(kind, name, None)):
+        # Tables and types beside methods; nn.Module has empty places for what its objects hold.
+        if hasattr(kind, name) and (callable(getattr(kind, name)) or not hasattr(nn.Module, name)):
             return f"this {kind.__name__} has a {name} of its own"
+    if (replaced := _replaced(kind)) is not None:
+        return replaced
     if isinstance(transform, nn.Module):
+        for hooks in ("_global_forward_hooks", "_global_forward_pre_hooks"):
+            if getattr(torch.nn.modules.module, hooks, None):
+                return f"torch has {hooks.strip('_').replace('_', ' ')} for all modules"
         # All hooks that a call runs; private, but there is no other way to ask.
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             if getattr(transform, hooks, None):
                 return f"this {kind.__name__} has {hooks.strip('_').replace('_', ' ')}"
+    return None
+
+
+def _replaced(kind: type) -> str | None:
+    """Return which method of a library's class, or of its bases in that library, is somebody else's, for people."""
+    library = kind.__module__.partition(".")[0]
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] != library or base is nn.Module:
+            continue
+        for name, value in vars(base).items():
+            function = getattr(value, "__func__", value)
+            if not callable(function) or name in _IRRELEVANT:
+                continue
+            # Where it was written; a wrapper may bear the wrapped function's name.
+            written: dict[str, Any] = getattr(function, "__globals__", {})
+            module = str(written.get("__name__") or getattr(function, "__module__", None) or library)
+            if module.partition(".")[0] != library:
+                return f"{base.__name__}.{name} was replaced by {name_of(function)}"
     return None
 
 

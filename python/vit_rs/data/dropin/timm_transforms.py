@@ -122,7 +122,10 @@ def _operation(name: str, transform: Any, place: Place) -> Transform:
 
 
 def _random_resized_crop(transform: Any, _: Place) -> Transform:
-    made = ours.RandomResizedCrop(transform.size, transform.scale, transform.ratio)
+    size = transform.size
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise UntranslatableError(f"size={size}: timm resizes the shorter side to one number")
+    made = ours.RandomResizedCrop(size, transform.scale, transform.ratio)
     return _interpolated(transform, made)
 
 
@@ -144,6 +147,8 @@ def _interpolated(transform: Any, made: ours.RandomResizedCrop | ours.ResizeKeep
     """Return a resize with its filter; with several, of which one is drawn, a choice of as many."""
     given = transform.interpolation
     filters = given if isinstance(given, (list, tuple)) else [given]
+    if any(isinstance(each, str) for each in filters):
+        raise UntranslatableError(f"torchvision raises TypeError here: interpolation={given!r} was set later")
     names: list[Any] = [getattr(each, "value", each) for each in filters]
     choices = [replace(made, interpolation=name) for name in names]
     return choices[0] if len(choices) == 1 else ours.RandomChoice(choices)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -94,6 +95,8 @@ class _Site:
     def filter(self) -> Any:
         """Return the name of the interpolation."""
         given = self.it.interpolation
+        if self.v1 and isinstance(given, str):
+            raise UntranslatableError(f"torchvision raises an error here: its v1 class takes no name, got {given!r}")
         if isinstance(given, int):
             return _FILTERS.get(given, given)
         return getattr(given, "value", given)
@@ -108,6 +111,19 @@ class _Site:
             if self.it.antialias is not True:
                 raise UntranslatableError(f"antialias={self.it.antialias} on a tensor: vit_rs always antialiases")
         return self.filter()
+
+    def pair(self) -> Sequence[int]:
+        """Return the size of a crop, which its constructor makes two numbers of."""
+        size: Sequence[int] = self.it.size
+        if not isinstance(size, Sequence) or len(size) != 2:
+            raise UntranslatableError(f"size={size} was set later: torchvision makes no square of one number here")
+        return size
+
+    def fill_of_map(self) -> int | tuple[int, ...] | None:
+        """Return the fill of a rotation or an affine map."""
+        if self.v1 and self.place.kind != "pil" and self.it.fill is None:
+            raise UntranslatableError("torchvision raises TypeError here: fill=None was set later")
+        return self.fill()
 
     def refuse_v1_on_bytes(self, what: str) -> None:
         """Raise where v1 has other values than v2 on uint8 tensors."""
@@ -228,6 +244,10 @@ def _normalize(site: _Site) -> Translation:
     if not {len(mean), len(std)} <= {1, place.channels}:
         raise UntranslatableError(f"{len(mean)} means and {len(std)} deviations for {place.channels} channels")
     length = max(len(mean), len(std))
+    # The kernel's numbers: torchvision, too, makes float32 of them first.
+    narrow = [torch.tensor(values, dtype=torch.float64).to(torch.float32) for values in (mean, std)]
+    if not all(values.isfinite().all() for values in narrow) or (narrow[1] == 0).any():
+        raise UntranslatableError(f"mean={mean}, std={std}: in float32 means must be finite, and std finite and not 0")
     normalize = ours.Normalize(mean * (length // len(mean)), std * (length // len(std)))
     return (normalize,), replace(place, wrapped=place.wrapped and not site.v1)
 
@@ -288,7 +308,7 @@ def _resize(site: _Site) -> Transform:
 
 
 def _random_resized_crop(site: _Site) -> Transform:
-    return ours.RandomResizedCrop(site.it.size, site.it.scale, site.ratio(), site.resizing())
+    return ours.RandomResizedCrop(site.pair(), site.it.scale, site.ratio(), site.resizing())
 
 
 def _random_crop(site: _Site) -> Transform:
@@ -298,13 +318,18 @@ def _random_crop(site: _Site) -> Transform:
         left, right, top, bottom = padding
         padding = left, top, right, bottom
     fill = site.fill()
-    if site.place.kind != "pil" and not isinstance(fill, int | None) and (site.v1 or it.padding_mode != "constant"):
-        raise UntranslatableError(f"torchvision raises an error here: fill={fill} is not one number")
-    return ours.RandomCrop(it.size, padding, it.pad_if_needed, fill, it.padding_mode)
+    one = isinstance(it.fill if site.v1 else fill, Real | None)
+    if site.place.kind != "pil" and not one and (site.v1 or it.padding_mode != "constant"):
+        raise UntranslatableError(f"torchvision raises an error here: fill={it.fill} is not one number")
+    return ours.RandomCrop(site.pair(), padding, it.pad_if_needed, fill, it.padding_mode)
 
 
 def _color_jitter(site: _Site) -> Transform:
     it = site.it
+    for name in ("brightness", "contrast", "saturation", "hue"):
+        given = getattr(it, name)
+        if given is not None and not isinstance(given, Sequence):
+            raise UntranslatableError(f"torchvision raises TypeError here: {name}={given} was set later, no range")
     if it.saturation is not None or it.hue is not None:
         site.refuse_v1_on_bytes("saturation and hue")
     return ours.ColorJitter(it.brightness, it.contrast, it.saturation, it.hue)
@@ -317,7 +342,16 @@ def _autocontrast(site: _Site) -> Transform:
 
 def _posterize(site: _Site) -> Transform:
     site.refuse_v1_on_floats()
+    if site.place.kind == "pil" and site.it.bits == 0:
+        raise UntranslatableError("bits=0: Pillow 13 raises an error here")
     return ours.RandomPosterize(site.it.bits, site.it.p)
+
+
+def _solarize(site: _Site) -> Transform:
+    threshold = site.it.threshold
+    if site.place.kind == "tensor" and not 0 <= threshold <= 255:
+        raise UntranslatableError(f"threshold={threshold}: torch takes it as a byte, which it is not")
+    return ours.RandomSolarize(threshold, site.it.p)
 
 
 def _equalize(site: _Site) -> Transform:
@@ -332,12 +366,13 @@ def _sharpness(site: _Site) -> Transform:
 
 def _rotation(site: _Site) -> Transform:
     it = site.it
-    return ours.RandomRotation(it.degrees, site.filter(), it.expand, it.center, site.fill())
+    return ours.RandomRotation(it.degrees, site.filter(), it.expand, it.center, site.fill_of_map())
 
 
 def _affine(site: _Site) -> Transform:
     it = site.it
-    return ours.RandomAffine(it.degrees, it.translate, it.scale, it.shear, site.filter(), site.fill(), it.center)
+    fill = site.fill_of_map()
+    return ours.RandomAffine(it.degrees, it.translate, it.scale, it.shear, site.filter(), fill, it.center)
 
 
 def _erasing(site: _Site) -> Transform:
@@ -400,7 +435,7 @@ _OPERATIONS: dict[str, Callable[[_Site], Transform]] = {
     "RandomPosterize": _posterize,
     "RandomResizedCrop": _random_resized_crop,
     "RandomRotation": _rotation,
-    "RandomSolarize": lambda site: ours.RandomSolarize(site.it.threshold, site.it.p),
+    "RandomSolarize": _solarize,
     "RandomVerticalFlip": lambda site: ours.RandomVerticalFlip(site.it.p),
     "Resize": _resize,
     "TrivialAugmentWide": _trivial_augment,
