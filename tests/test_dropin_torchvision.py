@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+import torchvision
 import torchvision.transforms as v1
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from vit_rs import transforms as t
+from vit_rs.data.dropin import torchvision_transforms
 from vit_rs.data.dropin.chain import Pipeline, Place, UntranslatableError, place_of
 from vit_rs.data.dropin.torchvision_transforms import translate
 
@@ -556,3 +558,21 @@ def test_only_torchvisions_transforms_are_translated():
     assert translate(v2.functional.horizontal_flip, PIL) is None
     Claiming = type("Resize", (v1.CenterCrop,), {"__module__": "torchvision.transforms.transforms"})
     assert translate(Claiming(3), PIL) is None
+
+
+def test_resizes_in_floating_point_stay_in_python(monkeypatch):
+    """Some versions of torchvision have no uint8 kernel on some CPUs, such as 0.21 with AVX-512."""
+    probe = torchvision_transforms._resizes_alike.__wrapped__
+    real = v2.functional.resize
+    assert all(map(probe, ("bilinear", "bicubic"))) or torchvision.__version__ < "0.22"
+
+    def in_floats(image, *args, **options):
+        return real(image.float(), *args, **options).round().clamp(0, 255).to(torch.uint8)
+
+    monkeypatch.setattr(v2.functional, "resize", in_floats)
+    assert not any(map(probe, ("bilinear", "bicubic")))
+    monkeypatch.setattr(torchvision_transforms, "_resizes_alike", probe)
+    with pytest.raises(UntranslatableError, match="floating point on this CPU"):
+        translate(v2.Resize((9, 13), antialias=True), Place("tensor"))
+    # Pillow's are the same everywhere.
+    assert translate(v2.Resize((9, 13)), Place("pil"))

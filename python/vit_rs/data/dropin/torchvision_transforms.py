@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -31,6 +32,10 @@ _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5
 _V1_RESIZE = (
     "torchvision's v1 class resizes uint8 tensors in floating point: other values than torch's uint8 kernel, which "
     "vit_rs and torchvision.transforms.v2 have"
+)
+_FLOAT_RESIZE = (
+    "the installed torchvision resizes uint8 tensors in floating point on this CPU: other values than torch's uint8 "
+    "kernel, which vit_rs has, and newer versions of torchvision"
 )
 _V1_COLOR = (
     "torchvision's v1 class rounds {} of uint8 tensors otherwise than that of torchvision.transforms.v2, whose values "
@@ -110,6 +115,8 @@ class _Site:
                 raise UntranslatableError("torchvision's v1 class has no Lanczos filter for tensors")
             if self.it.antialias is not True:
                 raise UntranslatableError(f"antialias={self.it.antialias} on a tensor: vit_rs always antialiases")
+            if self.place.kind == "tensor" and not _resizes_alike(self.filter()):
+                raise UntranslatableError(_FLOAT_RESIZE)
         return self.filter()
 
     def pair(self) -> Sequence[int]:
@@ -142,6 +149,23 @@ class _Site:
         if kept is not None and not torch.equal(kept, torch.log(torch.tensor(ratio))):
             raise UntranslatableError(f"ratio={ratio} was set later: torchvision goes on drawing from the first one")
         return ratio
+
+
+@cache
+def _resizes_alike(interpolation: Any) -> bool:
+    """Tell whether the installed torchvision's v2 takes torch's uint8 kernel, which depends on version and CPU."""
+    if interpolation not in ("bilinear", "bicubic", "lanczos"):
+        # Refused by vit_rs's own class, with its own reason.
+        return True
+    modes = sys.modules["torchvision.transforms"].InterpolationMode
+    image = (torch.arange(3 * 24 * 20) * 2654435761 >> 13).to(torch.uint8).reshape(3, 24, 20)
+    resize = sys.modules["torchvision.transforms.v2.functional"].resize
+    try:
+        theirs = resize(image, [9, 13], interpolation=modes(interpolation), antialias=True)
+    except (NotImplementedError, ValueError):
+        # This version has no such filter for tensors.
+        return False
+    return torch.equal(theirs, ours.Resize((9, 13), interpolation)(image))
 
 
 def _translated(site: _Site) -> Translation:
