@@ -215,6 +215,11 @@ def _why_not(leaf: Any) -> str:
             f"the images of {named(leaf)} are in a table: write vit_rs.data.ImageTable(dataset, image='image', "
             "label='label', transform=transform) for dataset, whose items are (image, label), or pass fallback='torch'"
         )
+    if type(leaf).__module__.startswith("timm.data."):
+        return (
+            f"{named(leaf)} is timm's, which opens images in Python: torchvision.datasets.ImageFolder reads the same "
+            "folders, or pass fallback='torch'"
+        )
     known = [kind.__name__ for kind in _OWN if isinstance(leaf, kind)]
     what = f"is a subclass of {known[0]}" if known else "has a __getitem__ of its own"
     return f"{named(leaf)} {what}, which only Python can run. {REMEDY}"

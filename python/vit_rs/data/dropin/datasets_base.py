@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["REMEDY", "Base", "array_source", "file_source", "named"]
 
-REMEDY = "Pass fallback='torch', or give the encoded images to Rust with vit_rs.data.EncodedDataset"
+REMEDY = (
+    "For Rust, vit_rs.data.EncodedDataset(dataset, transform=...) takes one that gives encoded images, and ArrayDataset "
+    "takes uint8 arrays; fallback='torch' gives torch's own DataLoader"
+)
 
 # Endings of formats that Pillow reads and Rust does not; a file's content decides, but nobody names a JPEG so.
 _UNREADABLE = (
