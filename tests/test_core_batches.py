@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -92,7 +93,11 @@ def test_batches_are_of_any_size_and_a_sample_is_of_its_draw(images):
         assert (got(loader) == whole[cut]).all()
     assert (got(loader)[0] == another).all()
     assert loader.next_batch() is None
-    assert loader.memory == [((2 * COUNT + 1) * BYTES, 4)]
+    # A single batch of more than twice the usual size has memory of its own; from the second in a row on it is usual.
+    assert loader.memory == [(5 * BYTES, 4)]
+    started(loader).push(u64(*range(11), *range(11)), batch_size=11)
+    assert (got(loader) == got(loader)).all()
+    assert loader.memory == [(11 * BYTES, 4)]
 
 
 def test_seed_and_epoch_belong_to_the_start(images):
@@ -178,7 +183,7 @@ def test_a_wait_may_time_out_and_be_repeated(images):
     _, positions, labels = loader.next_batch(60.0)
     assert (positions.tolist(), labels.tolist()) == ([3], [33])
     for wrong in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="timeout must be a number of seconds"):
+        with pytest.raises(ValueError, match="timeout must be a finite number of seconds"):
             loader.next_batch(wrong)
     loader.close()
 
@@ -275,6 +280,11 @@ def test_a_batch_is_written_into_memory_of_others(images):
     assert np.shares_memory(batch, pinned)
     assert (pinned[3 * BYTES :] == 255).all()
     np.testing.assert_array_equal(batch, got(loader))
+    # An empty batch needs no memory, wherever it lies.
+    empty = np.empty(0, np.uint8)
+    for memory in (empty, pinned[1:1], pinned):
+        loader.push(u64(), memory=[memory])
+        assert got(loader).shape == (0, 3, 16, 16)
     # Nobody but the loader holds it meanwhile, nobody but the batch afterwards.
     memory = np.zeros(2 * BYTES, np.uint8)
     alive = weakref.ref(memory)
@@ -410,3 +420,66 @@ assert os.waitstatus_to_exitcode(status) == 7, status
 assert len(loader.next_batch()[1]) == 2
 """.replace("TESTS", repr(os.path.dirname(__file__)))
     subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_is_pushed_each_sample_is_the_one_that_is_made_alone(seed, images):
+    dice = random.Random(seed)
+    files = [*images[:5], b"bad", *images[5:], b"bad"]
+    bad = {5, len(files) - 1}
+    source = Source.concat([Source.mixed(files[:6]), Source.mixed([]), Source.mixed(files[6:])])
+    alone = engine(source, threads=1, ragged=True)
+
+    def check(key, samples, expected, images_):
+        assert [int(position) for position in samples] == [position for position, _ in expected]
+        assert len(images_) == len(expected)
+        for place in dice.sample(range(len(expected)), min(3, len(expected))):
+            position, draw = expected[place]
+            alone.start(seed=key[0], epoch=key[1])
+            alone.push(u64(position), u64(draw))
+            np.testing.assert_array_equal(images_[place], got(alone)[0])
+
+    def take(loader, key, batch, on_error):
+        if on_error == "raise" and bad & {position for position, _ in batch}:
+            with pytest.raises(DecodeError):
+                loader.next_batch(30.0)
+            return
+        [images_], samples, _ = loader.next_batch(30.0)
+        good = [place for place, (position, _) in enumerate(batch) if position not in bad]
+        if on_error == "substitute":
+            assert len(images_) == len(samples) == len(batch)
+            images_, samples = [images_[place] for place in good], samples[good]
+        check(key, samples, [batch[place] for place in good], images_)
+
+    def push(loader, ragged):
+        count = dice.choice([0, 1, 2, 5, 9, 30])
+        samples = [(dice.randrange(len(files)), dice.getrandbits(60)) for _ in range(count)]
+        size, drop_last = dice.choice([None, None, 3, 7]), dice.random() < 0.5
+        lent = not ragged and size is None and dice.random() < 0.5
+        memory = [np.empty(count * BYTES + dice.choice([0, 4, 100]), np.uint8)] if lent else None
+        positions, draws = (np.array([sample[part] for sample in samples], np.uint64) for part in (0, 1))
+        loader.push(positions, draws, batch_size=size, drop_last=drop_last, memory=memory)
+        cuts = range(0, count, size) if size else [0]
+        batches = [samples[cut : cut + (size or count)] for cut in cuts]
+        return [batch for batch in batches if not (size and drop_last and len(batch) < size)]
+
+    for _ in range(60):
+        ragged, on_error = dice.random() < 0.5, dice.choice(["raise", "skip", "substitute"])
+        threads, prefetch = dice.choice([1, 2, 5]), dice.choice([1, 2, 5])
+        loader = engine(source, threads=threads, prefetch=prefetch, on_error=on_error, ragged=ragged)
+        for epoch in range(dice.randint(1, 4)):
+            key, waiting = (dice.getrandbits(64), epoch), []
+            loader.start(seed=key[0], epoch=epoch)
+            for _ in range(dice.randint(0, 8)):
+                waiting += push(loader, ragged)
+                while waiting and dice.random() < 0.6:
+                    take(loader, key, waiting.pop(0), on_error)
+            if dice.random() < 0.3:
+                continue  # the next start abandons what waits
+            loader.end()
+            for batch in waiting:
+                take(loader, key, batch, on_error)
+            assert loader.next_batch(30.0) is None
+        if dice.random() < 0.5:
+            loader.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib
 import io
+import json
 import pickle
 import re
 
@@ -16,8 +18,9 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
+from torchvision.transforms import v2
 
-from vit_rs.data import ImageLoader, ImageTable
+from vit_rs.data import DataLoader, ImageLoader, ImageTable
 from vit_rs.data.dropin.datasets import Fingerprint, open_dataset
 from vit_rs.data.dropin.places import Place, UntranslatableError
 from vit_rs.exceptions import DatasetError, DecodeError
@@ -185,6 +188,52 @@ def test_several_files_are_one_table(tmp_path):
     check(Subset(images, [6, 0, 3]), [6, 0, 3])
 
 
+def test_files_that_name_their_classes_differently_are_not_joined_unasked(tmp_path):
+    def write(name, names):
+        part = table(structs([0]), [0])
+        if names is not None:
+            info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+            part = part.replace_schema_metadata({"huggingface": json.dumps(info)})
+        pq.write_table(part, tmp_path / name)
+        return tmp_path / name
+
+    cats, again, dogs = write("a", ["cat", "dog"]), write("b", ["cat", "dog"]), write("c", ["dog", "cat"])
+    none, many = write("d", None), write("e", [str(number) for number in range(1000)])
+    assert ImageTable([cats, again]).classes == ["cat", "dog"]
+    for one, other, text in (
+        (cats, dogs, f"{cats} names its classes ['cat', 'dog'], and {dogs} ['dog', 'cat']: the same label"),
+        (cats, none, f"{cats} names its classes ['cat', 'dog'], and {none} not at all: the same label"),
+        (none, cats, f"{none} names its classes not at all, and {cats} ['cat', 'dog']: the same label"),
+        (cats, many, "'18', '19', ...]: the same label"),
+    ):
+        with pytest.raises(DatasetError, match=re.escape(text)):
+            ImageTable([one, one, other])
+        joined = ImageTable([one, other], classes=["x", "y"])
+        for same in (joined, pickle.loads(pickle.dumps(joined))):
+            assert (same.classes, same.targets) == (["x", "y"], [0, 0])
+        assert ImageTable([one, other], label=None).classes == []
+
+
+def test_edited_targets_stay(tmp_path):
+    pq.write_table(table(), tmp_path / "all.parquet")
+    for images in (
+        ImageTable(table()),
+        ImageTable(hugging_face().select([3, 1])),
+        ImageTable(tmp_path / "all.parquet"),
+    ):
+        images.targets = [label + 5 for label in images.targets]
+        for same in (copy.copy(images), copy.deepcopy(images), pickle.loads(pickle.dumps(images))):
+            assert same.targets == images.targets
+            with ImageLoader(same, SIZE, batch_size=100, num_threads=1) as batches:
+                assert next(iter(batches))[1].tolist() == images.targets
+    images.targets = images.targets[1:]
+    text = re.escape(f"ImageTable ({tmp_path / 'all.parquet'}, ...) has 6 targets for 7 rows")
+    with pytest.raises(DatasetError, match=text):
+        ImageLoader(images, SIZE, batch_size=100)
+    with pytest.raises(DatasetError, match=text):
+        copy.copy(images)
+
+
 def test_of_a_parquet_file_only_what_is_wanted_is_read(tmp_path):
     path = tmp_path / "label=9"
     path.mkdir()
@@ -228,7 +277,8 @@ def test_transforms_get_what_torchvisions_folders_give(tmp_path):
     np.testing.assert_array_equal(np.asarray(seen[0]), PIXELS[6])
     with pytest.raises(IndexError):
         images[7]
-    for given in ({"transform": str}, {"target_transform": str}):
+    # One that is empty is a transform, too.
+    for given in ({"transform": str}, {"target_transform": str}, {"transform": torch.nn.Sequential()}):
         with pytest.raises(ValueError, match="ImageLoader takes the transform itself"):
             ImageLoader(ImageTable(table(), **given), SIZE, batch_size=2)
 
@@ -261,6 +311,22 @@ def test_the_drop_in_loader_reads_tables(monkeypatch):
     for bare in (chosen, datasets.DatasetDict(train=chosen), table()):
         with pytest.raises(UntranslatableError, match=re.escape(remedy)):
             open_dataset(bare)
+
+
+def test_a_batch_that_memory_cannot_hold_is_an_error_of_its_own():
+    # 2**20 images of 2**28 bytes: more than there are addresses.
+    large = ImageTable(table(), transform=v2.Compose([v2.PILToTensor(), v2.Resize((2**14, 2**14))]))
+    batches = [[0] * 2**19, [1] * 2**19, [], [2] * 2**19]
+    for workers in (0, 2):
+        iterator = iter(DataLoader(large, batch_sampler=batches, collate_fn=list, num_workers=workers))
+        for batch in batches:
+            if batch:
+                with pytest.raises(MemoryError, match="no memory for"):
+                    next(iterator)
+            else:
+                assert next(iterator) == []
+        with pytest.raises(StopIteration):
+            next(iterator)
 
 
 ADDRESSES = [{"bytes": FILES[0], "path": "http://x/0"}, {"bytes": None, "path": "zip://a.jpg::b.zip"}]

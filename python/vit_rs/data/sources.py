@@ -65,7 +65,8 @@ def open_source(source: ImageSource, *, keep_errors: bool) -> Opened:
             transforms of its own.
     """
     base, subset = _flatten(source)
-    if isinstance(base, (EncodedDataset, ImageTable)) and (base.transform or base.target_transform):
+    own = (base.transform, base.target_transform) if isinstance(base, (EncodedDataset, ImageTable)) else ()
+    if any(transform is not None for transform in own):
         raise ValueError(f"ImageLoader takes the transform itself: make the {type(base).__name__} without one")
     if isinstance(base, EncodedDataset):
         feeder = Feeder(base.dataset, keep_errors=keep_errors)
@@ -97,7 +98,11 @@ def open_table(table: ImageTable, subset: Index | None) -> Opened:
     Args:
         table: the data set.
         subset: those of its samples that are used; None = all.
+
+    Raises:
+        DatasetError: its targets are not one for each of its rows.
     """
+    table.check_targets()
     labels = label_array(table.targets)
     if subset is None:
         return Opened(table.core_source, table.rows, len(labels), labels)

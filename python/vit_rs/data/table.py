@@ -27,6 +27,7 @@ __all__ = ["ImageTable"]
 _PARQUET = b"PAR1"
 _ARROW_FILE = b"ARROW1"
 _PARQUET_ROWS = 256
+_MOST_LISTED = 20
 
 
 class ImageTable:
@@ -51,7 +52,8 @@ class ImageTable:
 
     Raises:
         TypeError: a table of another kind, or columns of another type.
-        DatasetError: no such column, an image or a label that is null, a damaged file, or a path that is an address.
+        DatasetError: no such column, an image or a label that is null, a damaged file, a path that is an address, or
+            files that name their classes differently and no `classes`.
         ValueError: a label outside the classes, or a Hugging Face data set with a transform of its own.
         FileNotFoundError: a file does not exist.
         ImportError: pyarrow is not installed; `pip install "vit-rs[table]"` does it.
@@ -77,12 +79,14 @@ class ImageTable:
         self.columns = (image, label)
         self.transform = transform
         self.target_transform = target_transform
-        own_classes = self._open()
-        highest = max(self.targets, default=-1)
-        self.classes: list[str] = class_names(highest, own_classes if classes is None else classes)
+        parts = self._open()
+        self.targets: list[int] = np.concatenate([_labels(part, label) for part in parts]).tolist()
+        if classes is None:
+            classes = _common_classes(parts, label)
+        self.classes: list[str] = class_names(max(self.targets, default=-1), classes)
 
-    def _open(self) -> list[str] | None:
-        """Find the images and labels; returns the names of the classes that the table has."""
+    def _open(self) -> list[_Part]:
+        """Find the images; returns the tables that they are in."""
         image, label = self.columns
         parts = list(_parts(self.table, [image] if label is None else [image, label]))
         if not parts:
@@ -92,8 +96,18 @@ class ImageTable:
         sources = [_source(part, image) for part in parts]
         # All rows of the table.
         self.core_source = sources[0] if len(sources) == 1 else Source.concat(sources)
-        self.targets: list[int] = np.concatenate([_labels(part, label) for part in parts]).tolist()
-        return next((names for part in parts if (names := part.classes(label)) is not None), None)
+        self._rows = (parts[0].name, sum(map(len, parts)))
+        return parts
+
+    def check_targets(self) -> None:
+        """Check that there is a target for each row, where somebody may have changed them.
+
+        Raises:
+            DatasetError: there are more, or fewer.
+        """
+        name, count = self._rows
+        if len(self.targets) != count:
+            raise DatasetError(f"ImageTable ({name}, ...) has {len(self.targets):,} targets for {count:,} rows")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -113,11 +127,13 @@ class ImageTable:
         return item(pixels, label, self.transform, self.target_transform)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("core_source", "rows", "targets")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("core_source", "rows")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+        # The files may be others by now.
+        self.check_targets()
 
     def __repr__(self) -> str:
         return f"ImageTable({len(self)} images, {len(self.classes)} classes)"
@@ -138,6 +154,10 @@ class _Part:
         self.name = name
         self.folder = folder
         self.rows = rows
+
+    def __len__(self) -> int:
+        """Return the number of rows that are used."""
+        return self.columns.num_rows if self.rows is None else len(self.rows)
 
     def column(self, name: str) -> Any:
         """Return a column, a pyarrow.ChunkedArray.
@@ -169,6 +189,29 @@ class _Part:
         except (ValueError, KeyError, TypeError):
             return None
         return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _common_classes(parts: list[_Part], label: str | None) -> list[str] | None:
+    """Return the names that all tables give their classes; None if none names them.
+
+    Raises:
+        DatasetError: two differ, so that a label may mean different classes.
+    """
+    first, *others = ((part.name, part.classes(label)) for part in parts)
+    for other in others:
+        if other[1] != first[1]:
+            (one, names), (another, other_names) = first, other
+            raise DatasetError(
+                f"{one} names its classes {_listed(names)}, and {another} {_listed(other_names)}: the same "
+                "label may mean different classes; if it does not, give classes="
+            )
+    return first[1]
+
+
+def _listed(names: list[str] | None) -> str:
+    if names is None:
+        return "not at all"
+    return str(names) if len(names) <= _MOST_LISTED else f"[{', '.join(map(repr, names[:_MOST_LISTED]))}, ...]"
 
 
 def _check_column(name: str, names: list[str], table: str) -> None:
@@ -316,7 +359,7 @@ def _labels(part: _Part, name: str | None) -> np.ndarray[Any, np.dtype[np.int64]
         ValueError: one does not fit 64 bits.
     """
     if name is None:
-        return np.full(part.columns.num_rows if part.rows is None else len(part.rows), -1, np.int64)
+        return np.full(len(part), -1, np.int64)
     column = part.column(name)
     arrow, compute = _pyarrow(), _pyarrow("pyarrow.compute")
     if not arrow.types.is_integer(column.type):

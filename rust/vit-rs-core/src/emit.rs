@@ -1,7 +1,7 @@
 //! The last pass: mirror, normalise, cast and layout in one store into the batch.
 //!
-//! Floats are computed in torchvision's order of f32 roundings (times 1/255 or over 255, minus mean, over std): equal bits on every
-//! CPU, whatever the output type.
+//! Floats are computed in torchvision's order of f32 roundings (times 1/255 or over 255, minus mean, over std): equal
+//! bits on every CPU, whatever the output type.
 
 use half::{bf16, f16};
 

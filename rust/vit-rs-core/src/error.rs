@@ -76,9 +76,13 @@ impl Error {
     /// An [`Error::Panic`] with the text of a panic that was caught.
     #[must_use]
     pub fn panic(caught: &(dyn Any + Send)) -> Self {
+        Self::Panic(Self::panic_text(caught))
+    }
+
+    pub(crate) fn panic_text(caught: &(dyn Any + Send)) -> String {
         let text = caught.downcast_ref::<&str>().map(ToString::to_string);
         let text = text.or_else(|| caught.downcast_ref::<String>().cloned());
-        Self::Panic(text.unwrap_or_else(|| "panic".to_owned()))
+        text.unwrap_or_else(|| "panic".to_owned())
     }
 
     /// Whether one sample is to blame, and another one could take its place.

@@ -98,23 +98,56 @@ impl Drop for Buffer {
     }
 }
 
+/// As many buffers are kept at most: two batches of 512.
+const MOST_KEPT: usize = 1024;
+
+/// As many of them are looked at for one that fits.
+const LOOKED_AT: usize = 64;
+
 /// Keeps buffers that are not needed any more for those who need one of about that size next: in a loop the result of
-/// one turn takes the place of an earlier one, without a page fault.
+/// one turn takes the place of an earlier one, without a page fault. What that costs does not grow with what is kept.
 ///
 /// Never waits: while another thread is at it, or was when this process was forked, buffers come from the system and go
 /// back to it.
 #[derive(Debug)]
 pub struct Recycler {
-    /// The latest is the last.
-    kept: Mutex<VecDeque<Buffer>>,
+    kept: Mutex<Kept>,
     most: usize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// The latest is the last.
+    buffers: VecDeque<Buffer>,
+    /// What they hold.
+    bytes: usize,
+}
+
+impl Kept {
+    /// Takes out the latest that fits.
+    fn find(&mut self, fits: impl Fn(&Buffer) -> bool) -> Option<Buffer> {
+        let back = self.buffers.iter().rev().take(LOOKED_AT).position(fits)?;
+        // Near the end: few others move.
+        let found = self.buffers.remove(self.buffers.len() - 1 - back)?;
+        self.bytes -= found.held();
+        Some(found)
+    }
+
+    fn add(&mut self, buffer: Buffer, most: usize) {
+        self.bytes += buffer.held();
+        self.buffers.push_back(buffer);
+        while self.bytes > most || self.buffers.len() > MOST_KEPT {
+            let Some(oldest) = self.buffers.pop_front() else { return };
+            self.bytes -= oldest.held();
+        }
+    }
 }
 
 impl Recycler {
     /// Keeps up to `most` bytes.
     #[must_use]
     pub const fn new(most: usize) -> Self {
-        Self { kept: Mutex::new(VecDeque::new()), most }
+        Self { kept: Mutex::new(Kept { buffers: VecDeque::new(), bytes: 0 }), most }
     }
 
     /// A buffer of at least `bytes` bytes, and of at most a quarter more; its content is unspecified.
@@ -124,11 +157,7 @@ impl Recycler {
     pub fn take(&self, bytes: usize) -> Result<Buffer> {
         let fits =
             |buffer: &Buffer| (bytes..=bytes.saturating_add(bytes / 4)).contains(&buffer.bytes);
-        let found = self.with_kept(|kept| {
-            let latest = kept.iter().rposition(fits)?;
-            kept.remove(latest)
-        });
-        match found.flatten() {
+        match self.with_kept(|kept| kept.find(fits)).flatten() {
             Some(buffer) => Ok(buffer),
             None => Buffer::new(bytes),
         }
@@ -139,16 +168,10 @@ impl Recycler {
         if buffer.is_empty() || buffer.held() > self.most {
             return;
         }
-        self.with_kept(|kept| {
-            let mut sum = kept.iter().fold(buffer.held(), |sum, buffer| sum + buffer.held());
-            while sum > self.most {
-                sum -= kept.pop_front().map_or(sum, |oldest| oldest.held());
-            }
-            kept.push_back(buffer);
-        });
+        self.with_kept(|kept| kept.add(buffer, self.most));
     }
 
-    fn with_kept<T>(&self, then: impl FnOnce(&mut VecDeque<Buffer>) -> T) -> Option<T> {
+    fn with_kept<T>(&self, then: impl FnOnce(&mut Kept) -> T) -> Option<T> {
         match self.kept.try_lock() {
             Ok(mut kept) => Some(then(&mut kept)),
             Err(TryLockError::Poisoned(kept)) => Some(then(&mut kept.into_inner())),
@@ -264,13 +287,41 @@ mod tests {
         recycler.give_back(again);
         recycler.give_back(Buffer::new(50).unwrap());
         recycler.give_back(Buffer::new(101).unwrap());
-        assert_eq!(recycler.kept.lock().unwrap().iter().map(Buffer::len).sum::<usize>(), 90);
+        assert_eq!(lengths(&recycler), [40, 50]);
         recycler.give_back(Buffer::new(20).unwrap());
-        let kept: Vec<_> = recycler.kept.lock().unwrap().iter().map(Buffer::len).collect();
-        assert_eq!(kept, [50, 20]);
+        assert_eq!(lengths(&recycler), [50, 20]);
         let busy = recycler.kept.lock().unwrap();
         assert_eq!(recycler.take(20).unwrap().len(), 20);
         recycler.give_back(Buffer::new(10).unwrap());
-        assert_eq!(busy.len(), 2);
+        assert_eq!(busy.buffers.len(), 2);
+    }
+
+    /// Those of the buffers that are kept; their sum is known.
+    fn lengths(recycler: &Recycler) -> Vec<usize> {
+        let kept = recycler.kept.lock().unwrap();
+        assert_eq!(kept.bytes, kept.buffers.iter().map(Buffer::held).sum::<usize>());
+        kept.buffers.iter().map(Buffer::len).collect()
+    }
+
+    #[test]
+    fn many_small_buffers_cost_no_more_than_a_few() {
+        let recycler = Recycler::new(1 << 30);
+        for _ in 0..50_000 {
+            recycler.give_back(Buffer::new(10).unwrap());
+        }
+        assert_eq!(lengths(&recycler), [10; MOST_KEPT]);
+        // One that lies behind as many as are looked at is not found; it goes as the oldest.
+        let place = |behind: usize| {
+            let recycler = Recycler::new(1 << 30);
+            let large = Buffer::new(1000).unwrap();
+            let address = large.as_ptr();
+            recycler.give_back(large);
+            (0..behind).for_each(|_| recycler.give_back(Buffer::new(10).unwrap()));
+            let found = recycler.take(900).unwrap().as_ptr() == address;
+            assert_eq!(lengths(&recycler).len(), behind + usize::from(!found));
+            found
+        };
+        assert!(place(LOOKED_AT - 1));
+        assert!(!place(LOOKED_AT));
     }
 }

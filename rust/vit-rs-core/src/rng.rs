@@ -145,6 +145,13 @@ impl Stream {
         low + (high - low) * self.unit()
     }
 
+    /// Uniform in [low, high], rounded to f32 as torch's `uniform_` draws; numbers that f32 has not, or not in full, stay.
+    pub fn uniform_f32(&mut self, low: f64, high: f64) -> f64 {
+        let exact = self.uniform(low, high);
+        let rounded = exact as f32;
+        if rounded.is_normal() { rounded.into() } else { exact }
+    }
+
     /// Uniform in `0..bound`, without bias (Lemire's method); 0 for a bound of 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 {

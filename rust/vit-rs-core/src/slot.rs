@@ -3,13 +3,13 @@
 
 use std::any::Any;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::error::Result;
 use crate::memory::{Buffer, Recycler};
 
 /// Buffers of one size, that of the largest batch up to now. A buffer that comes back is kept for the next batch, up to
-/// `keep` of them; smaller ones are let go.
+/// `keep` of them; smaller ones are let go, and so is a single one of more than twice that size.
 #[derive(Debug)]
 pub struct Pool {
     kept: Mutex<Kept>,
@@ -20,6 +20,8 @@ pub struct Pool {
 struct Kept {
     /// Of each buffer.
     bytes: usize,
+    /// Whether the last one was too large to count.
+    outsized: bool,
     free: Vec<Buffer>,
 }
 
@@ -27,7 +29,7 @@ impl Pool {
     /// A pool of buffers of `bytes` bytes, aligned to 64.
     #[must_use]
     pub fn new(bytes: usize, keep: usize) -> Arc<Self> {
-        Arc::new(Self { kept: Mutex::new(Kept { bytes, free: Vec::new() }), keep })
+        Arc::new(Self { kept: Mutex::new(Kept { bytes, outsized: false, free: Vec::new() }), keep })
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -41,16 +43,22 @@ impl Pool {
     }
 
     /// A free buffer of at least `bytes` bytes, or a new one when all are in use: nothing ever waits for a user to let
-    /// go of a batch. Its content is unspecified. All buffers are as large from now on.
+    /// go of a batch. Its content is unspecified. All buffers are as large from now on; but one that is more than twice
+    /// as large as the usual is the only one, unless the next is too.
     ///
     /// # Errors
     /// [`Error::Memory`](crate::error::Error::Memory) when there is none.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Result<Slot> {
-        let (size, free) = {
+        let (size, only, free) = {
             let mut kept = self.lock();
+            let outsized = bytes > kept.bytes.saturating_mul(2);
+            let only = !std::mem::replace(&mut kept.outsized, outsized) && outsized;
             let size = kept.bytes.max(bytes);
-            (size, if size == kept.bytes { kept.free.pop() } else { None })
+            (size, only, if size == kept.bytes { kept.free.pop() } else { None })
         };
+        if only {
+            return Ok(Slot::of(Buffer::new(size)?, Home::System));
+        }
         let buffer = match free {
             Some(buffer) => buffer,
             None => Buffer::new(size)?,
@@ -66,7 +74,12 @@ impl Pool {
     }
 
     fn give_back(&self, buffer: Buffer) {
-        let mut kept = self.lock();
+        // Does not wait: in a forked child the lock may be held by a thread that does not exist.
+        let mut kept = match self.kept.try_lock() {
+            Ok(kept) => kept,
+            Err(TryLockError::Poisoned(kept)) => kept.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
         if buffer.len() == kept.bytes && kept.free.len() < self.keep {
             kept.free.push(buffer);
         }
@@ -93,12 +106,12 @@ enum Owner {
 enum Home {
     Pool(Arc<Pool>),
     Recycler(Arc<Recycler>),
+    System,
 }
 
-// SAFETY: a Slot owns its memory, directly or through an owner that may be sent itself; it reads and writes it only
-// through `&mut self`.
+// SAFETY: a Slot owns its memory, directly or through an owner that may be sent itself.
 unsafe impl Send for Slot {}
-// SAFETY: as above.
+// SAFETY: through `&Slot` nobody but a `Part` reads or writes the memory, and no two parts overlap.
 unsafe impl Sync for Slot {}
 
 impl Slot {
@@ -230,7 +243,7 @@ impl Drop for Slot {
         match self.owner.take() {
             Some(Owner::Ours(buffer, Home::Pool(pool))) => pool.give_back(buffer),
             Some(Owner::Ours(buffer, Home::Recycler(recycler))) => recycler.give_back(buffer),
-            Some(Owner::Foreign(_)) | None => {}
+            Some(Owner::Ours(_, Home::System) | Owner::Foreign(_)) | None => {}
         }
     }
 }
@@ -275,9 +288,34 @@ pub(crate) mod tests {
         drop(large);
         assert_eq!(pool.lock().free.len(), 1);
         assert_eq!(pool.take(100).unwrap().len(), 150);
-        // What cannot be had leaves the pool as it is.
+        // What cannot be had leaves the pool as it is, also the second time.
+        assert!(pool.take(usize::MAX).is_err());
         assert!(pool.take(usize::MAX).is_err());
         assert_eq!((pool.memory(), pool.lock().free.len()), ((150, 2), 1));
+    }
+
+    #[test]
+    fn one_outsized_batch_stays_the_only_one() {
+        let pool = Pool::new(100, 2);
+        drop(pool.take(100).unwrap());
+        for _ in 0..2 {
+            assert_eq!(pool.take(201).unwrap().len(), 201);
+            assert_eq!((pool.memory(), pool.lock().free.len()), ((100, 2), 1));
+            assert_eq!(pool.take(7).unwrap().len(), 100);
+        }
+        // Two are the rule from now on.
+        drop(pool.take(300).unwrap());
+        drop(pool.take(250).unwrap());
+        assert_eq!((pool.memory(), pool.lock().free.len()), ((250, 2), 1));
+    }
+
+    #[test]
+    fn a_buffer_that_comes_back_at_a_bad_moment_goes_to_the_system() {
+        let pool = Pool::new(100, 2);
+        let slot = pool.take(100).unwrap();
+        let busy = pool.lock();
+        drop(slot);
+        assert_eq!(busy.free.len(), 0);
     }
 
     #[test]

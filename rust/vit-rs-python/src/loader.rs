@@ -276,7 +276,8 @@ impl Patience {
             return Ok(Self { seconds: f64::INFINITY, deadline: None, waited: false });
         };
         let length = Duration::try_from_secs_f64(seconds).map_err(|_| {
-            let text = format!("timeout must be a number of seconds, at least 0, got {seconds}");
+            let text =
+                format!("timeout must be a finite number of seconds, at least 0, got {seconds}");
             PyValueError::new_err(text)
         })?;
         Ok(Self { seconds, deadline: Instant::now().checked_add(length), waited: false })

@@ -144,6 +144,8 @@ unsafe fn array_over<'py, T: Element + bytemuck::Pod>(
 ) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
     let values = shape.iter().try_fold(1_usize, |n, &k| n.checked_mul(k));
     let bytes = values.and_then(|values| values.checked_mul(size_of::<T>()));
+    // No values may lie anywhere, in a user's memory too.
+    let start = if values == Some(0) { NonNull::<T>::dangling().as_ptr().cast() } else { start };
     if bytes.is_none_or(|bytes| bytes > length) || !start.cast::<T>().is_aligned() {
         return Err(PyRuntimeError::new_err(format!(
             "internal error: {length} bytes hold no array of shape {shape:?}"

@@ -30,7 +30,7 @@ use crate::interrupt::interruptible;
 /// How long a wait for a request lasts. Who ends the feed wakes it, so that this is no more than a precaution.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Samples that loaders read: files or an array in memory.
+/// Samples that loaders read: files, arrays, tables, shards, what a feed is given, or several of these in a row.
 #[pyclass(frozen, module = "vit_rs._core", name = "Source")]
 pub struct Source(pub Arc<dyn CoreSource>);
 

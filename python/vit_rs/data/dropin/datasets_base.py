@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["REMEDY", "Base", "array_source", "file_source", "named"]
 
 REMEDY = (
-    "For Rust, vit_rs.data.EncodedDataset(dataset, transform=...) takes one that gives encoded images, and ArrayDataset "
+    "For Rust, vit_rs.data.EncodedDataset(dataset, transform=...) takes one that gives encoded images, ArrayDataset "
     "takes uint8 arrays; fallback='torch' gives torch's own DataLoader"
 )
 

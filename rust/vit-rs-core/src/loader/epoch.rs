@@ -19,16 +19,17 @@ pub(super) enum Memory {
     Ragged(Arc<Recycler>),
 }
 
-/// A queue of batches: pushed, announced, filled, handed over.
+/// A queue of batches: pushed, begun, filled, handed over.
 pub(super) struct Epoch {
     pub(super) key: EpochKey,
     /// Nothing is pushed any more.
     pub(super) ended: bool,
     /// Number of the first batch in `filling`, the next for the consumer.
     first: usize,
+    /// Batches that were begun: they have their memory, and the source knows of them.
     filling: VecDeque<Filling>,
-    /// Batches that follow, announced before anyone works on them.
-    announced: VecDeque<Announced>,
+    /// Number of the first batch with samples that nobody works on; or one before it.
+    working: usize,
     pushed: VecDeque<Pushed>,
 }
 
@@ -36,14 +37,6 @@ pub(super) struct Epoch {
 struct Pushed {
     order: Order,
     next: usize,
-    memory: Option<Vec<Slot>>,
-}
-
-struct Announced {
-    positions: Vec<u64>,
-    draws: Option<Vec<u64>>,
-    /// What the source calls each sample.
-    tickets: Vec<u64>,
     memory: Option<Vec<Slot>>,
 }
 
@@ -84,8 +77,8 @@ impl Failure {
 
 impl Epoch {
     pub(super) fn new(key: EpochKey) -> Self {
-        let (filling, announced, pushed) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
-        Self { key, ended: false, first: 0, filling, announced, pushed }
+        let (filling, pushed) = (VecDeque::new(), VecDeque::new());
+        Self { key, ended: false, first: 0, filling, working: 0, pushed }
     }
 
     pub(super) fn push(&mut self, order: Order, memory: Option<Vec<Slot>>) {
@@ -96,7 +89,7 @@ impl Epoch {
 
     /// Whether no batch waits for the consumer or is to be made.
     pub(super) fn is_idle(&self) -> bool {
-        self.filling.is_empty() && self.announced.is_empty() && self.pushed.is_empty()
+        self.filling.is_empty() && self.pushed.is_empty()
     }
 
     /// Whether the consumer would have to wait for its next batch.
@@ -118,42 +111,50 @@ impl Epoch {
         self.filling.pop_front()
     }
 
-    /// Tells the source what comes next: as much as makes `prefetch` batches.
-    pub(super) fn announce(&mut self, pipeline: &Pipeline, prefetch: usize) {
-        while self.filling.len() + self.announced.len() < prefetch {
-            let Some(pushed) = self.pushed.front_mut() else { return };
+    /// Gets memory for what comes next and tells the source of it: as much as makes `prefetch` batches. A batch that
+    /// there is no memory for is over, as one with a bad sample is. Returns whether any is over already.
+    pub(super) fn begin(&mut self, pipeline: &Pipeline, memory: &Memory, prefetch: usize) -> bool {
+        let mut over = false;
+        while self.filling.len() < prefetch {
+            let Some(pushed) = self.pushed.front_mut() else { break };
             let samples = pushed.order.batch(pushed.next);
             pushed.next += 1;
             let positions = pushed.order.positions[samples.clone()].to_vec();
             let draws = pushed.order.draws.as_ref().map(|draws| draws[samples].to_vec());
-            let tickets = positions.iter().map(|&position| pipeline.announce(position)).collect();
-            let memory = pushed.memory.take();
+            let given = pushed.memory.take();
             if pushed.next == pushed.order.batches() {
                 self.pushed.pop_front();
             }
-            self.announced.push_back(Announced { positions, draws, tickets, memory });
+            let filling = match Room::new(positions.len(), given, pipeline, memory) {
+                Ok(room) => Filling::new(room, positions, draws, pipeline),
+                Err(error) => Filling::failed(positions, error),
+            };
+            over |= filling.unfinished == 0;
+            self.filling.push_back(filling);
         }
+        over
     }
 
     /// Up to `most` samples of one batch, and its number; None where there is no work.
+    ///
+    /// # Errors
+    /// A batch is larger than its memory: a bug.
     pub(super) fn hand_out(
         &mut self,
-        pipeline: &Pipeline,
-        memory: &Memory,
+        views: usize,
         most: usize,
-    ) -> Result<Option<(usize, Vec<Task>)>> {
-        if self.filling.back().is_none_or(|last| last.handed_out == last.positions.len()) {
-            let Some(next) = self.announced.pop_front() else { return Ok(None) };
-            self.filling.push_back(Filling::new(next, pipeline, memory)?);
+    ) -> std::result::Result<Option<(usize, Vec<Task>)>, &'static str> {
+        self.working = self.working.max(self.first);
+        while let Some(filling) = self.filling.get_mut(self.working - self.first) {
+            let count = most.min(filling.positions.len() - filling.handed_out);
+            if count > 0 {
+                let tasks: Option<Vec<_>> = (0..count).map(|_| filling.hand_out(views)).collect();
+                let tasks = tasks.ok_or("a batch is larger than its memory")?;
+                return Ok(Some((self.working, tasks)));
+            }
+            self.working += 1;
         }
-        let batch = self.first + self.filling.len() - 1;
-        let Some(filling) = self.filling.back_mut() else { return Ok(None) };
-        let count = most.min(filling.positions.len() - filling.handed_out);
-        let tasks = (0..count).map(|_| filling.hand_out(pipeline.views.len()));
-        let tasks: Option<Vec<_>> = tasks.collect();
-        let tasks =
-            tasks.ok_or_else(|| Error::Panic("a batch is larger than its memory".to_owned()))?;
-        Ok(Some((batch, tasks)))
+        Ok(None)
     }
 
     /// Adds what came of `count` samples of a batch. Returns whether it is finished now, and the consumer's next.
@@ -186,6 +187,7 @@ pub(super) struct Filling {
     unfinished: usize,
     positions: Vec<u64>,
     draws: Option<Vec<u64>>,
+    /// What the source calls each sample.
     tickets: Vec<u64>,
     labels: Vec<Option<i64>>,
     failures: Vec<Failure>,
@@ -198,33 +200,56 @@ enum Room {
     Ragged(Arc<Recycler>, Vec<Vec<Single>>),
 }
 
-impl Filling {
-    fn new(announced: Announced, pipeline: &Pipeline, memory: &Memory) -> Result<Self> {
-        let Announced { positions, draws, tickets, memory: given } = announced;
-        let samples = positions.len();
-        let room = match memory {
+impl Room {
+    fn new(
+        samples: usize,
+        given: Option<Vec<Slot>>,
+        pipeline: &Pipeline,
+        memory: &Memory,
+    ) -> Result<Self> {
+        Ok(match memory {
             Memory::Ragged(recycler) => {
                 let images = (0..samples).map(|_| Vec::new()).collect();
-                Room::Ragged(Arc::clone(recycler), images)
+                Self::Ragged(Arc::clone(recycler), images)
             }
             Memory::Fixed(pools) => {
                 let bytes = pipeline.views.iter().map(View::bytes);
                 let own = pools.iter().zip(bytes.clone());
                 let own = own.map(|(pool, bytes)| pool.take(samples * bytes));
                 let slots = given.map_or_else(|| own.collect::<Result<_>>(), Ok)?;
-                Room::Fixed(slots.into_iter().zip(bytes).map(|(s, bytes)| s.split(bytes)).collect())
+                Self::Fixed(slots.into_iter().zip(bytes).map(|(s, bytes)| s.split(bytes)).collect())
             }
-        };
-        Ok(Self {
+        })
+    }
+}
+
+impl Filling {
+    fn new(room: Room, positions: Vec<u64>, draws: Option<Vec<u64>>, pipeline: &Pipeline) -> Self {
+        let samples = positions.len();
+        Self {
             room,
             handed_out: 0,
             unfinished: samples,
             labels: vec![None; samples],
+            tickets: positions.iter().map(|&position| pipeline.announce(position)).collect(),
             positions,
             draws,
-            tickets,
             failures: Vec::new(),
-        })
+        }
+    }
+
+    /// A batch of which nothing is to be done, and nothing was announced.
+    fn failed(positions: Vec<u64>, error: Error) -> Self {
+        Self {
+            room: Room::Fixed(Vec::new()),
+            handed_out: positions.len(),
+            unfinished: 0,
+            labels: Vec::new(),
+            tickets: Vec::new(),
+            positions,
+            draws: None,
+            failures: vec![Failure { place: 0, error, substituted: false }],
+        }
     }
 
     /// The next sample, with its place in each view.

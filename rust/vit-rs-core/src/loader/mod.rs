@@ -71,8 +71,8 @@ struct State {
     epoch: Option<Epoch>,
     record: Record,
     closing: bool,
-    /// Why no batch can come any more.
-    fatal: Option<Error>,
+    /// A bug of ours that ended the epoch: each call for a batch tells of it, until the next start.
+    fatal: Option<String>,
 }
 
 impl State {
@@ -82,6 +82,10 @@ impl State {
         pipeline.source.abandon();
         self.record.queue(0, Instant::now());
         self.epoch.take()
+    }
+
+    fn check_fatal(&self) -> Result<()> {
+        self.fatal.as_ref().map_or(Ok(()), |text| Err(Error::Panic(text.clone())))
     }
 }
 
@@ -118,7 +122,7 @@ impl std::fmt::Debug for Loader {
 
 impl Loader {
     /// A loader that keeps `prefetch` batches ahead of its consumer. Memory is made for batches of `batch_size` samples,
-    /// and grows with the first larger one.
+    /// and grows with larger ones.
     ///
     /// # Errors
     /// [`Error::Argument`] for a zero, a batch that memory cannot hold, or views of both forms.
@@ -224,7 +228,7 @@ impl Loader {
         let State { epoch, fatal, .. } = &mut *state;
         match epoch {
             Some(epoch) if !epoch.ended => epoch.push(order, memory),
-            // The consumer is to be told first why its epoch is over.
+            // It is the consumer who is told why its epoch is over.
             None if fatal.is_some() => {}
             _ => return Err(Error::argument("batches can be pushed between start and end only")),
         }
@@ -280,18 +284,17 @@ impl Loader {
         )))
     }
 
-    /// Waits for the next batch, at most for `patience`. A batch that is an error is over with it: the next call goes on
-    /// behind it.
+    /// Waits for the next batch, at most for `patience`. A batch that is an error, also for want of memory, is over with
+    /// it: the next call goes on behind it.
     ///
     /// # Errors
-    /// The first error in the batch, by position; what ended the epoch; [`Error::Argument`] in a forked child.
+    /// The first error in the batch, by position; [`Error::Memory`] when there was none for it; [`Error::Panic`] from a
+    /// bug of ours on; [`Error::Argument`] in a forked child.
     pub fn next(&self, patience: Duration) -> Result<Next> {
         self.check_process()?;
         let asked = Instant::now();
         let mut state = self.shared.lock();
-        if let Some(fatal) = state.fatal.take() {
-            return Err(fatal);
-        }
+        state.check_fatal()?;
         match &state.epoch {
             Some(epoch) if epoch.is_idle() && !epoch.ended => return Ok(Next::Idle),
             Some(epoch) if !epoch.is_idle() => {}
@@ -303,9 +306,7 @@ impl Loader {
         let unready = |state: &mut State| state.epoch.as_ref().is_some_and(Epoch::is_unready);
         let wait = self.shared.done.wait_timeout_while(state, patience, unready);
         let mut state = wait.unwrap_or_else(PoisonError::into_inner).0;
-        if let Some(fatal) = state.fatal.take() {
-            return Err(fatal);
-        }
+        state.check_fatal()?;
         let now = Instant::now();
         let State { epoch, record, .. } = &mut *state;
         let taken = epoch.as_mut().and_then(|epoch| Some((epoch.take()?, epoch.ready())));
@@ -414,6 +415,9 @@ fn check_memory(memory: &[Slot], views: &[View], sizes: &[usize]) -> Result<()> 
     }
     for ((slot, view), &size) in memory.iter().zip(views).zip(sizes) {
         let Form::Fixed(emit) = &view.form else { continue };
+        if size == 0 {
+            continue;
+        }
         if slot.len() < size {
             return Err(Error::argument(format!(
                 "a batch needs {size} bytes of memory, got {}",

@@ -23,6 +23,10 @@ fn loader(source: &Arc<Gated>, ragged: bool) -> Loader {
     } else {
         Form::Fixed(output.emit(Size::new(1, 1), 1).unwrap())
     };
+    loader_of(source, form, 8)
+}
+
+fn loader_of(source: &Arc<Gated>, form: Form, batch_size: usize) -> Loader {
     let pipeline = Pipeline {
         source: Arc::clone(source) as _,
         subset: None,
@@ -30,7 +34,7 @@ fn loader(source: &Arc<Gated>, ragged: bool) -> Loader {
         decoding: Decoding { max_pixels: 100, exif: false, fast: false },
         on_error: OnError::Skip,
     };
-    let loader = Loader::new(pipeline, 8, 1, 1).unwrap();
+    let loader = Loader::new(pipeline, batch_size, 1, 1).unwrap();
     loader.start(1, 0).unwrap();
     loader
 }
@@ -145,6 +149,45 @@ fn a_batch_is_written_into_memory_that_was_lent() {
     let ragged = self::loader(&Gated::new(true), true);
     let error = ragged.push(order(0..3, None), Some(vec![lent(9).1])).unwrap_err();
     assert!(error.to_string().contains("for one batch of views of fixed sizes"));
+}
+
+#[test]
+fn a_batch_without_memory_is_an_error_and_those_around_it_come() {
+    let output = Output { layout: Layout::Nchw, dtype: Dtype::U8, values: Values::Raw };
+    let emit = output.emit(Size::new(1 << 14, 1 << 14), 1).unwrap();
+    let loader = loader_of(&Gated::new(true), Form::Fixed(emit), 1);
+    let small = || order([BAD as u64], None);
+    // 2^48 bytes are more than there are addresses.
+    let large = || order(std::iter::repeat_n(1, 1 << 20), None);
+    for order in [small(), large(), large(), small(), large()] {
+        loader.push(order, None).unwrap();
+    }
+    loader.end().unwrap();
+    let next = || loader.next(Duration::from_secs(5));
+    let no_memory = || matches!(next(), Err(Error::Memory(bytes)) if bytes == 1 << 48);
+    let empty = || wait(&loader).unwrap().positions.is_empty();
+    assert!(empty() && no_memory() && no_memory() && empty() && no_memory());
+    assert!(matches!(next(), Ok(Next::End)));
+    assert_eq!(loader.memory(), [(1 << 28, 3)]);
+    assert_eq!(loader.stats().unwrap().batches, 2);
+}
+
+#[test]
+fn a_bug_is_told_of_until_the_next_start() {
+    let loader = self::loader(&Gated::new(true), false);
+    loader.push(order(0..3, None), None).unwrap();
+    loader.shared.fail(loader.shared.lock(), "planted".to_owned());
+    for _ in 0..2 {
+        // Pushes are accepted, so that it is the one who waits for a batch who is told.
+        loader.push(order(0..3, None), None).unwrap();
+        let error = loader.next(Duration::from_secs(5)).unwrap_err();
+        assert!(matches!(&error, Error::Panic(text) if text == "planted"), "{error}");
+    }
+    loader.end().unwrap();
+    assert!(loader.next(Duration::from_secs(5)).is_err());
+    loader.start(1, 1).unwrap();
+    loader.push(order(0..2, None), None).unwrap();
+    assert_eq!(values(wait(&loader).unwrap()), [0, 1]);
 }
 
 #[test]

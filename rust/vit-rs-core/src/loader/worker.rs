@@ -1,7 +1,7 @@
 //! A thread's life: take samples, do them, settle.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::epoch::{Done, Failure, Task};
@@ -26,7 +26,7 @@ impl Shared {
     /// Until the loader closes.
     pub(super) fn run(&self) {
         while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work_off())) {
-            self.fail(&mut self.lock(), Error::panic(&*panic));
+            self.fail(self.lock(), Error::panic_text(&*panic));
         }
     }
 
@@ -39,28 +39,37 @@ impl Shared {
             }
             match self.next_job(&mut state) {
                 Ok(Some(job)) => return Some(job),
-                Ok(None) => {}
-                Err(error) => self.fail(&mut state, error),
+                Ok(None) => {
+                    state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                Err(bug) => {
+                    self.fail(state, bug.to_owned());
+                    state = self.lock();
+                }
             }
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn next_job(&self, state: &mut State) -> Result<Option<Job>> {
-        let (generation, Some(epoch)) = (state.generation, &mut state.epoch) else {
-            return Ok(None);
-        };
-        epoch.announce(&self.pipeline, self.prefetch);
+    fn next_job(&self, state: &mut State) -> std::result::Result<Option<Job>, &'static str> {
+        let State { generation, epoch, record, .. } = state;
+        let (generation, Some(epoch)) = (*generation, epoch) else { return Ok(None) };
+        if epoch.begin(&self.pipeline, &self.memory, self.prefetch) {
+            record.queue(epoch.ready(), Instant::now());
+            self.done.notify_all();
+        }
         let most = self.pipeline.source.samples_at_a_time();
-        let job = epoch.hand_out(&self.pipeline, &self.memory, most)?;
+        let job = epoch.hand_out(self.pipeline.views.len(), most)?;
         Ok(job.map(|(batch, tasks)| Job { generation, key: epoch.key, batch, tasks }))
     }
 
     /// Ends the epoch under way: the consumer is told why, and would wait for ever otherwise.
-    fn fail(&self, state: &mut State, error: Error) {
-        drop(state.abandon(&self.pipeline));
-        state.fatal = Some(error);
+    pub(super) fn fail(&self, mut state: MutexGuard<'_, State>, bug: String) {
+        let abandoned = state.abandon(&self.pipeline);
+        state.fatal = Some(bug);
+        drop(state);
         self.done.notify_all();
+        // Outside the lock: nobody knows what the owners of foreign memory do at its end.
+        drop(abandoned);
     }
 
     fn work_off(&self) {

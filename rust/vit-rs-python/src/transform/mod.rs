@@ -147,11 +147,10 @@ fn tell(step: &Step) -> Vec<(&'static str, Vec<f64>)> {
 
 /// A step's name and its numbers: crop (top, left, height, width), window (the same, may reach outside), resize (height,
 /// width), `flip_horizontal` and `flip_vertical` (none), `affine` (the inverse map's six, height, width, and 0 for
-/// nearest, 1 for bilinear, 2 for bicubic sampling), `gaussian_blur` (kernel height and width, sigma of both), `box_blur` (sigma), `blend` (weight of
-/// the chain, number of its steps), `mix` (weight of the image, number of chains),
-/// `erase` (top, left, height, width, the values) or `erase_random` or `erase_color` (without
-/// values), `normalize` (means, then as many
-/// standard deviations), and the colours' names in lower case (their number, if they have one).
+/// nearest, 1 for bilinear, 2 for bicubic sampling), `gaussian_blur` (kernel height and width, sigma of both),
+/// `box_blur` (sigma), `blend` (weight of the chain, number of its steps), `mix` (weight of the image, number of
+/// chains), `erase` (top, left, height, width, the values) or `erase_random` or `erase_color` (without values),
+/// `normalize` (means, then as many standard deviations), and the colours' names in lower case (their number, if they have one).
 fn numbers(step: &Step) -> (&'static str, Vec<f64>) {
     let whole = |numbers: &[usize]| numbers.iter().map(|&number| number as f64).collect::<Vec<_>>();
     match step {

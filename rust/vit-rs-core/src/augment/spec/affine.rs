@@ -35,7 +35,7 @@ impl Op for RandomRotation {
     }
 
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {
-        let angle = stream.uniform(self.degrees.0, self.degrees.1);
+        let angle = stream.uniform_f32(self.degrees.0, self.degrees.1);
         drawing.rotate(angle, self.expand, self.center, self.look);
         Ok(())
     }
@@ -83,15 +83,16 @@ impl Op for RandomAffine {
 
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {
         let Size { height, width } = drawing.size();
-        let angle = stream.uniform(self.degrees.0, self.degrees.1);
+        let angle = stream.uniform_f32(self.degrees.0, self.degrees.1);
         let mut shift = |share: f64, length: usize| {
             let most = share * length as f64;
-            stream.uniform(-most, most).round_ties_even()
+            stream.uniform_f32(-most, most).round_ties_even()
         };
         let translate =
             self.translate.map_or((0.0, 0.0), |(x, y)| (shift(x, width), shift(y, height)));
-        let scale = self.scale.map_or(1.0, |(low, high)| stream.uniform(low, high));
-        let shear = self.shear.map_or([0.0; 2], |ranges| ranges.map(|(a, b)| stream.uniform(a, b)));
+        let scale = self.scale.map_or(1.0, |(low, high)| stream.uniform_f32(low, high));
+        let shear =
+            self.shear.map_or([0.0; 2], |ranges| ranges.map(|(a, b)| stream.uniform_f32(a, b)));
         drawing.affine(angle, translate, scale, shear, self.center, self.look);
         Ok(())
     }

@@ -41,7 +41,7 @@ impl Op for ColorJitter {
         stream.shuffle(&mut kinds);
         for (range, color) in kinds {
             if let Some((low, high)) = range {
-                drawing.color(color(stream.uniform(low, high)));
+                drawing.color(color(stream.uniform_f32(low, high)));
             }
         }
         Ok(())
@@ -121,7 +121,7 @@ impl Op for GaussianBlur {
     }
 
     fn draw(&self, drawing: &mut Drawing, stream: &mut Stream) -> Result<()> {
-        let sigma = stream.uniform(self.sigma.0, self.sigma.1);
+        let sigma = stream.uniform_f32(self.sigma.0, self.sigma.1);
         drawing.push(Step::GaussianBlur { kernel: self.kernel, sigma: (sigma, sigma) });
         Ok(())
     }
