@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
 from torch.utils.data import WeightedRandomSampler
 from torchvision.transforms import v2
 
@@ -19,13 +18,8 @@ COUNT = 12
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(COUNT):
-        path = folder / f"class{number % 3}" / f"{number:02}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (20 + number, 30), (number, 2 * number, 255 - number)).save(path)
-    return str(folder)
+def root(plain_images) -> str:
+    return plain_images(COUNT)
 
 
 class Emboss:
@@ -134,10 +128,19 @@ def test_what_python_made_unexpectedly_is_said(root):
 def test_what_has_no_effect_is_said(root):
     options = {"num_workers": 1, "worker_init_fn": print, "multiprocessing_context": "spawn", "in_order": False}
     text = loader(root, v2.Resize((8, 8)), *FLOAT, pin_memory=True, **options).explain()
-    assert "worker_init_fn is not called: no transform runs in Python" in text
+    assert "worker_init_fn is not called: nothing of yours runs in Python" in text
     assert "multiprocessing_context is not used: there are no processes" in text
     assert "in_order=False is not used: batches come in order" in text
     assert "pin_memory: " in text
+    listed = torchvision.datasets.ImageFolder(root, v2.Compose([v2.Resize((8, 8)), *FLOAT]))
+    listed.samples = [(path, float(label)) for path, label in listed.samples]
+    calls = []
+    made = DataLoader(listed, 4, num_workers=1, worker_init_fn=calls.append)
+    list(made)
+    assert calls == []
+    assert "worker_init_fn is not called: nothing of yours runs in Python" in made.explain()
+    text = loader(root, v2.Resize((8, 8)), *FLOAT, worker_init_fn=print, collate_fn=list, num_workers=1).explain()
+    assert "worker_init_fn is called once for each iteration, with 0" in text
     text = loader(root, Emboss(), num_workers=1, worker_init_fn=print).explain()
     assert "worker_init_fn is called once for each iteration, with 0" in text
 

@@ -7,10 +7,8 @@ import subprocess
 import sys
 import textwrap
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -24,20 +22,9 @@ COUNT = 20
 TRANSFORM = v2.Compose([v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
-    """Twenty images, each a class of its own: labels tell which images came, and in which order."""
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for number in range(COUNT):
-        (root / f"{number:02}").mkdir()
-        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((32, 32)).save(root / f"{number:02}" / "image.jpg")
-    return str(root)
-
-
 @pytest.fixture
-def dataset(folder) -> ImageFolder:
-    return ImageFolder(folder, TRANSFORM)
+def dataset(class_per_image) -> ImageFolder:
+    return ImageFolder(class_per_image, TRANSFORM)
 
 
 def labels_of(loader) -> list[list[int]]:
@@ -150,7 +137,7 @@ def test_fabric_iterates_ours(lightning, dataset):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_images(lightning, folder, tmp_path):
+def test_two_processes_share_the_images(lightning, class_per_image, tmp_path):
     """A DistributedSampler is injected in both; each sees its half, through our loader."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -182,7 +169,7 @@ def test_two_processes_share_the_images(lightning, folder, tmp_path):
         """)
     )
     done = subprocess.run(
-        [sys.executable, str(script), folder],
+        [sys.executable, str(script), class_per_image],
         capture_output=True,
         text=True,
         check=False,

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
 from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 from torchvision.transforms import v2
 
@@ -31,13 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(COUNT):
-        path = folder / f"class{number % 3}" / f"{number:02}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (20 + number, 30), (number, 2 * number, 255 - number)).save(path)
-    return str(folder)
+def root(plain_images) -> str:
+    return plain_images(COUNT)
 
 
 def folder(root: str, transform=None, **options) -> torchvision.datasets.ImageFolder:
@@ -454,6 +448,10 @@ def test_a_rebuilt_loader_of_ours_works(root):
     rebuilt = DataLoader(loader.dataset, batch_size=4, collate_fn=loader.collate_fn)
     assert list(rebuilt) == list(loader) == [4] * 6
     assert rebuilt.collate_fn.function is collate
+    assert loader.collate_fn == collate
+    assert collate == loader.collate_fn == rebuilt.collate_fn
+    assert loader.collate_fn != default_collate
+    assert {collate: 1}[loader.collate_fn] == 1
 
 
 def test_the_guard_stands_for_the_function():

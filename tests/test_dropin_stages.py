@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from torch.utils.data import get_worker_info
+from torch.utils.data import default_collate, get_worker_info
 from torchvision.transforms import v2
 
 from vit_rs.data import DataLoader, EncodedDataset
@@ -295,10 +295,115 @@ def test_worker_init_fn_is_called_once_and_seeded(root):
     calls.clear()
     list(DataLoader(folder(root, *SIZED, *FLOAT), batch_size=4, num_workers=2, worker_init_fn=init))
     assert not calls
+    # A collate_fn is the user's Python, too.
+    list(DataLoader(folder(root, *SIZED, *FLOAT), 4, num_workers=2, worker_init_fn=init, collate_fn=first_channel))
+    assert len(calls) == 1
+    calls.clear()
     # Set after construction, as Fabric does.
     loader.worker_init_fn = None
     list(loader)
     assert not calls
+
+
+class Mixing:
+    """A collate_fn that draws from all three generators, and keeps which images came."""
+
+    def __init__(self):
+        self.mix = v2.MixUp(num_classes=3)
+
+    def __call__(self, samples):
+        images, labels = torch.utils.data.default_collate(samples)
+        numbers = [random.random(), np.random.rand()]
+        return self.mix(images, labels)[0], numbers, labels
+
+
+def mixing(root, **options) -> DataLoader:
+    options = {"batch_size": 5, "shuffle": True, "collate_fn": Mixing(), **options}
+    return DataLoader(folder(root, *SIZED, *FLOAT), **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_collate_fn_that_draws_disturbs_nothing(root, workers):
+    """torch calls it in a worker process: the script's generators, and so the orders, are as if it drew nothing."""
+
+    def orders(loader) -> list:
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        return [[labels.tolist() for _, _, labels in loader] for _ in range(3)] + states()
+
+    theirs = torch.utils.data.DataLoader(folder(root, *SIZED), 5, shuffle=True, num_workers=2, collate_fn=labels_only)
+    assert orders(mixing(root, num_workers=workers)) == orders(theirs)
+
+
+def labels_only(samples) -> tuple:
+    random.random()
+    np.random.rand()
+    torch.rand(1)
+    return None, None, torch.tensor([label for _, label in samples])
+
+
+def test_what_a_collate_fn_draws_depends_on_seed_and_place_only(root):
+    def run(*, between=lambda: None, **options) -> list:
+        torch.manual_seed(0)
+        return [between() or batch for batch in mixing(root, **options)]
+
+    first = run()
+    assert len({tuple(numbers) for _, numbers, _ in first}) == len(first)
+    for again in (run(between=lambda: random.seed(7)), run(num_workers=2)):
+        assert all(map(same, again, first))
+    torch.manual_seed(0)
+    loader = mixing(root, generator=torch.Generator().manual_seed(3))
+    iterator = iter(loader)
+    next(iterator)
+    state, rest = loader.state_dict(), list(iterator)
+    torch.manual_seed(5)
+    loader = mixing(root, generator=torch.Generator())
+    loader.load_state_dict(state)
+    assert all(map(same, list(loader), rest))
+
+
+def test_generators_come_back_from_a_collate_fn_that_fails(root):
+    def failing(_):
+        random.random()
+        raise KeyError
+
+    iterator = iter(DataLoader(folder(root, *SIZED, *FLOAT), batch_size=5, collate_fn=failing))
+    before = states()
+    with pytest.raises(KeyError):
+        next(iterator)
+    assert states() == before
+
+
+def test_torch_has_another_default_device(root):
+    """Images stay on the CPU, as with torch's loader, whatever new tensors are made on."""
+    for name in ("all in Rust", "Python first", "Python between tensors"):
+        data = folder(root, *CHAINS[name])
+        want = list(DataLoader(data, batch_size=5))
+        iterator = iter(DataLoader(data, batch_size=5, generator=torch.Generator()))
+        with torch.device("meta"):
+            got = [next(iterator)[0] for _ in want]
+        assert all(torch.equal(mine, images) for mine, (images, _) in zip(got, want, strict=True))
+
+
+def test_an_altered_default_collate_is_asked(root, monkeypatch):
+    from torch.utils.data._utils.collate import default_collate_fn_map
+
+    data = folder(root, *CHAINS["all in Rust"])
+    monkeypatch.setitem(default_collate_fn_map, int, lambda batch, **_: sum(batch) + 0 * random.randrange(9))
+    before = random.getstate()
+    theirs, mine = both(data, batch_size=5)
+    random.setstate(before)
+    assert all(map(same, mine, theirs))
+    list(DataLoader(data, batch_size=5))
+    assert random.getstate() == before
+    monkeypatch.undo()
+    for kind in (torch.Tensor, torchvision.tv_tensors.Image):
+        monkeypatch.setitem(default_collate_fn_map, kind, lambda batch, **_: len(batch))
+        for chain in ("all in Rust", "Python between", "u8 Images"):
+            theirs, mine = both(folder(root, *CHAINS[chain]), batch_size=5)
+            assert all(map(same, mine, theirs))
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"collate_fn": first_channel}], ids=str)
@@ -416,3 +521,25 @@ def test_the_rest_of_a_batch_of_different_sizes_is_torchs_error(root):
 
     with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
         next(iter(DataLoader(folder(root, sometimes, *V1), batch_size=4)))
+
+
+def test_torch_runs_in_one_thread_meanwhile_as_in_its_workers(root):
+    threads = torch.get_num_threads()
+    seen = []
+
+    def noting(image):
+        seen.append(torch.get_num_threads())
+        return image
+
+    def gathering(samples):
+        seen.append(torch.get_num_threads())
+        return default_collate(samples)
+
+    torch.set_num_threads(3)
+    try:
+        for batch in DataLoader(folder(root, noting, *SIZED, *FLOAT), batch_size=5, collate_fn=gathering):
+            assert torch.get_num_threads() == 3
+            assert len(batch) == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert set(seen) == {1}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -20,20 +18,9 @@ REFUSED = r"torch's DataLoader, rebuilt from a vit_rs\.data\.DataLoader"
 TRANSFORM = v2.Compose([v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
-    """Twenty images, each a class of its own: labels tell which images came, and in which order."""
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for number in range(COUNT):
-        (root / f"{number:02}").mkdir()
-        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((32, 32)).save(root / f"{number:02}" / "image.jpg")
-    return str(root)
-
-
 @pytest.fixture
-def dataset(folder) -> ImageFolder:
-    return ImageFolder(folder, TRANSFORM)
+def dataset(class_per_image) -> ImageFolder:
+    return ImageFolder(class_per_image, TRANSFORM)
 
 
 def labels_of(loader) -> list[list[int]]:
@@ -135,9 +122,9 @@ def test_trainers_skipping_is_refused(trainer, tmp_path):
     assert runner.train(resume_from_checkpoint=checkpoint).global_step == 4
 
 
-def test_timms_prefetch_loader_wraps_ours(folder):
+def test_timms_prefetch_loader_wraps_ours(class_per_image):
     loaders = pytest.importorskip("timm.data.loader")
-    loader = DataLoader(ImageFolder(folder, v2.PILToTensor()), 8, num_workers=2)
+    loader = DataLoader(ImageFolder(class_per_image, v2.PILToTensor()), 8, num_workers=2)
     wrapped = loaders.PrefetchLoader(loader, mean=(0.5,) * 3, std=(0.5,) * 3, device=torch.device("cpu"))
     images = torch.cat([images for images, _ in wrapped])
     assert (wrapped.sampler, wrapped.dataset, len(wrapped)) == (loader.sampler, loader.dataset, 3)

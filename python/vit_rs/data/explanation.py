@@ -15,12 +15,12 @@ from vit_rs.exceptions import VitRsError
 from vit_rs.transforms import MultiCrop, Normalize, ToDtype, ToTensor, Transform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vit_rs._core import Loader
     from vit_rs.data.loader import ImageLoader
 
-__all__ = ["explain"]
+__all__ = ["Row", "explain", "wrapped_rows"]
 
 _WIDTH = 120
 _INDENT = 12
@@ -42,8 +42,13 @@ def explain(loader: ImageLoader, core: Loader, *, epoch: int, first: int | None)
         epoch: the current epoch.
         first: index in the source of the epoch's first sample; None where it is not to be read.
     """
+    return wrapped_rows(_rows(loader, core, epoch, first))
+
+
+def wrapped_rows(rows: Iterable[Row]) -> str:
+    """Return rows of a name and a text as lines that are not too long."""
     lines: list[str] = []
-    for name, text in _rows(loader, core, epoch, first):
+    for name, text in rows:
         lines += textwrap.wrap(
             text,
             _WIDTH,

@@ -123,8 +123,9 @@ class ImageTable:
         label = self.targets[operator.index(index)]
         index = range(len(self))[index]
         row = index if self.rows is None else int(self.rows[index])
-        pixels = decode_image(self.core_source.encoded(row), name=self.core_source.name(row))
-        return item(pixels, label, self.transform, self.target_transform)
+        encoded = self.core_source.encoded(row)
+        pixels = decode_image(encoded, name=self.core_source.name(row))
+        return item(pixels, label, self.transform, self.target_transform, encoded=encoded)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("core_source", "rows")}

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from vit_rs.data.dropin.collation import collate_function
+from vit_rs.data.dropin.collation import collate_function, is_torchs
 from vit_rs.data.dropin.python_stages import wrapped
+from vit_rs.data.image_info import image_info, keeps_info
 
 if TYPE_CHECKING:
     from vit_rs.data.dropin.engines import Engine
@@ -71,29 +72,38 @@ class Assembly:
         self._batched = batched
         self._pin = pin
         self._dtype = plan.lowered.dtype
+        # What Python fed is gone when the image is there.
+        self._info = engine.opened.feeder is None and keeps_info(plan.pipeline.prefix)
 
     def batch(self, received: Received) -> Any:
         """Return what the consumer gets."""
         if not len(received.positions):
-            return self._collate([])
-        default = self._batched and self._collate is default_collate
+            return self._collated([], received.first_key)
+        default = self._batched and self._collate is default_collate and is_torchs(default_collate)
         if default and self._engine.dense:
             return self._dense(received)
         images, labels = self._samples(received, gather=default)
         if isinstance(images, torch.Tensor):
-            made = [images, _collated(labels)]
+            made = [images, _batch_of(labels)]
         elif self._batched:
-            made = self._collate(list(zip(images, labels, strict=True)))
+            made = self._collated(list(zip(images, labels, strict=True)), received.first_key)
         else:
-            made = self._collate((images[0], labels[0]))
+            made = self._collated((images[0], labels[0]), received.first_key)
         return _pinned(made) if self._pin else made
+
+    def _collated(self, samples: Any, first_key: SampleKey) -> Any:
+        if is_torchs(self._collate):
+            return self._collate(samples)
+        return self._stages.collate(self._collate, samples, first_key)
 
     def _dense(self, received: Received) -> list[Any]:
         """Return what default_collate would make of the samples, without making them."""
-        if self._stages.any or self._plan.opened.targets is not None:
+        if self._stages.any:
             nothing = [None] * len(received.positions)
             _, listed = self._stages.run(nothing, self._labels(received), received.first_key, self._name(received))
-            labels = _collated(listed)
+            labels = _batch_of(listed)
+        elif self._plan.opened.targets is not None:
+            labels = _batch_of(self._labels(received))
         else:
             labels = torch.from_numpy(self._label_array(received))
         if self._pin:
@@ -107,18 +117,35 @@ class Assembly:
         if self._engine.dense and place.kind != "pil":
             images: Any = [wrapped(image, place) for image in self._tensor(received)]
         else:
-            images = [self._image(array, place) for array in received.images]
+            positions = received.positions.tolist()
+            images = [self._image(*given, place) for given in zip(received.images, positions, strict=True)]
         labels = self._labels(received)
         if not self._stages.any:
             return images, labels
         return self._stages.run(images, labels, received.first_key, self._name(received), gather=gather)
 
-    def _image(self, array: Array, place: Place) -> Any:
+    def _image(self, array: Array, position: int, place: Place) -> Any:
         if place.kind == "pil":
             # Pillow comes with torchvision, and is needed for such images only.
-            return importlib.import_module("PIL.Image").fromarray(array[..., 0] if array.shape[2] == 1 else array)
+            image = importlib.import_module("PIL.Image").fromarray(array[..., 0] if array.shape[2] == 1 else array)
+            if self._info:
+                image.info = self._read_info(position)
+            return image
         tensor = _typed(torch.from_numpy(array), self._dtype)
         return wrapped(tensor.permute(2, 0, 1) if self._plan.layout == "NHWC" else tensor, place)
+
+    def _read_info(self, position: int) -> dict[str, Any]:
+        try:
+            encoded = self._engine.opened.core.encoded(self._index(position))
+        except ValueError:
+            # A data set in memory holds pixels, of which there is nothing else to say.
+            return {}
+        return image_info(encoded)
+
+    def _index(self, position: int) -> int:
+        """Return where in the engine's source a sample of the data set is."""
+        subset = self._engine.opened.subset
+        return position if subset is None else int(subset[position])
 
     def _tensor(self, received: Received) -> torch.Tensor:
         """Return a dense batch's images."""
@@ -141,14 +168,12 @@ class Assembly:
     def _name(self, received: Received) -> Any:
         def name(number: int) -> str:
             position = int(received.positions[number])
-            opened = self._engine.opened
-            index = position if opened.subset is None else int(opened.subset[position])
-            return f"sample {position} of the data set ({opened.core.name(index)})"
+            return f"sample {position} of the data set ({self._engine.opened.core.name(self._index(position))})"
 
         return name
 
 
-def _collated(labels: list[Any]) -> Any:
+def _batch_of(labels: list[Any]) -> Any:
     """Return labels as default_collate does those of samples, which zip makes a tuple: texts come back as it."""
     collate: Any = default_collate
     return collate(tuple(labels))

@@ -59,7 +59,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         pin_memory: write batches into page-locked memory, where there is an accelerator.
         drop_last: as in torch.
         timeout: seconds to wait for a batch; 0 waits for ever.
-        worker_init_fn: called once for an iteration, with 0, if there are transforms that run in Python.
+        worker_init_fn: called once for an iteration, with 0, if anything of yours runs in Python.
         multiprocessing_context: checked as torch does; there are no processes.
         generator: where the order and the base seed are drawn from; None = torch's default generator.
         prefetch_factor: batches made ahead for each thread; None = 2.

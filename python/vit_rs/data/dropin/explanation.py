@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import default_collate
 
-from vit_rs.data.dropin.collation import collate_function
+from vit_rs.data.dropin.collation import collate_function, is_torchs
+from vit_rs.data.dropin.python_stages import runs_python
+from vit_rs.data.explanation import wrapped_rows
 from vit_rs.data.statistics import byte_text
 from vit_rs.data.threads import usable_cpus
 
@@ -19,18 +21,15 @@ if TYPE_CHECKING:
     from vit_rs.data.dropin.places import Place, Step
     from vit_rs.data.dropin.plan import Plan
     from vit_rs.data.dropin.python_stages import PythonStages
+    from vit_rs.data.explanation import Row
     from vit_rs.data.statistics import LoaderStats
 
 __all__ = ["explain"]
 
-_WIDTH = 120
-_INDENT = 12
 _KERNELS = {"pil": "Rust, Pillow's kernels", "tensor": "Rust, torch's kernels", "float": "Rust, torch's kernels"}
 _STAGE = max(map(len, _KERNELS.values())) + 2
 
 _DECODE = "by content to 8-bit pixels, only the region that the transforms need, its pixels as in a full decode"
-
-Row = tuple[str, str]
 
 
 def explain(loader: Any, engine: Engine, stats: LoaderStats | None, stages: PythonStages | None) -> str:
@@ -57,16 +56,7 @@ def explain(loader: Any, engine: Engine, stats: LoaderStats | None, stages: Pyth
         ("cost", _cost(plan, stats, measured)),
         *_unused(loader, plan),
     ]
-    lines: list[str] = []
-    for name, text in rows:
-        lines += textwrap.wrap(
-            text,
-            _WIDTH,
-            initial_indent=f"{name:<{_INDENT}}",
-            subsequent_indent=" " * (_INDENT + 2),
-            break_on_hyphens=False,
-        )
-    return "\n".join(lines)
+    return wrapped_rows(rows)
 
 
 def _order(loader: Any) -> str:
@@ -128,7 +118,7 @@ def _labels(plan: Plan, measured: PythonStages | None) -> str:
 
 def _batch(loader: Any, engine: Engine) -> str:
     collate = collate_function(loader.collate_fn)
-    default = collate is default_collate
+    default = collate is default_collate and is_torchs(collate)
     if engine.dense:
         image = f"{str(engine.plan.lowered.dtype).removeprefix('torch.')} {tuple(engine.core.shapes[0])}"
         if default:
@@ -145,8 +135,8 @@ def _batch(loader: Any, engine: Engine) -> str:
 def _randomness(loader: Any, plan: Plan) -> str:
     source = "torch's default generator" if loader.generator is None else "the generator that was given"
     text = f"base seed from {source} at each iteration; a sample's numbers depend on it and on the place in the epoch"
-    if plan.pipeline.python or plan.opened.target_transform is not None:
-        text += "; torch's, random's and numpy's generators are seeded so for Python's transforms, and restored"
+    if runs_python(plan.pipeline, plan.opened.target_transform, loader.collate_fn):
+        text += "; torch's, random's and numpy's generators are seeded so for your Python, and restored"
     return text
 
 
@@ -182,9 +172,9 @@ def _cost(plan: Plan, stats: LoaderStats | None, measured: PythonStages | None) 
 
 def _unused(loader: Any, plan: Plan) -> Iterator[Row]:
     """Yield rows for arguments that have no effect here."""
-    python = plan.pipeline.python or plan.opened.target_transform is not None
+    python = runs_python(plan.pipeline, plan.opened.target_transform, loader.collate_fn)
     if loader.worker_init_fn is not None:
-        called = "called once for each iteration, with 0" if python else "not called: no transform runs in Python"
+        called = "called once for each iteration, with 0" if python else "not called: nothing of yours runs in Python"
         yield "", f"worker_init_fn is {called}"
     if loader.multiprocessing_context is not None:
         yield "", "multiprocessing_context is not used: there are no processes"

@@ -146,7 +146,7 @@ class _Site:
         """Return the range of aspect ratios, which v2 draws from by a logarithm that it keeps beside it."""
         ratio: Sequence[float] = self.it.ratio
         kept = getattr(self.it, "_log_ratio", None)
-        if kept is not None and not torch.equal(kept, torch.log(torch.tensor(ratio))):
+        if kept is not None and not torch.equal(kept, torch.log(torch.tensor(ratio, device=kept.device))):
             raise UntranslatableError(f"ratio={ratio} was set later: torchvision goes on drawing from the first one")
         return ratio
 
@@ -158,7 +158,7 @@ def _resizes_alike(interpolation: Any) -> bool:
         # Refused by vit_rs's own class, with its own reason.
         return True
     modes = sys.modules["torchvision.transforms"].InterpolationMode
-    image = (torch.arange(3 * 24 * 20) * 2654435761 >> 13).to(torch.uint8).reshape(3, 24, 20)
+    image = (torch.arange(3 * 24 * 20, device="cpu") * 2654435761 >> 13).to(torch.uint8).reshape(3, 24, 20)
     resize = sys.modules["torchvision.transforms.v2.functional"].resize
     try:
         theirs = resize(image, [9, 13], interpolation=modes(interpolation), antialias=True)
@@ -269,7 +269,7 @@ def _normalize(site: _Site) -> Translation:
         raise UntranslatableError(f"{len(mean)} means and {len(std)} deviations for {place.channels} channels")
     length = max(len(mean), len(std))
     # The kernel's numbers: torchvision, too, makes float32 of them first.
-    narrow = [torch.tensor(values, dtype=torch.float64).to(torch.float32) for values in (mean, std)]
+    narrow = [torch.tensor(values, dtype=torch.float64, device="cpu").to(torch.float32) for values in (mean, std)]
     if not all(values.isfinite().all() for values in narrow) or (narrow[1] == 0).any():
         raise UntranslatableError(f"mean={mean}, std={std}: in float32 means must be finite, and std finite and not 0")
     normalize = ours.Normalize(mean * (length // len(mean)), std * (length // len(std)))
