@@ -7,7 +7,6 @@ import gc
 import os
 import pickle
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -293,39 +292,6 @@ def test_a_timeout_is_torchs(root):
     assert list(iterator) == [2, 2]
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an alarm")
-def test_a_signal_loses_no_batch(root):
-    data, go = folder(root), threading.Event()
-
-    class Waiting:
-        def __len__(self):
-            return 4
-
-        def __getitem__(self, index):
-            go.wait()
-            return Path(data.samples[index][0]).read_bytes(), index
-
-    class Alarm(Exception):  # noqa: N818
-        pass
-
-    def ring(*_):
-        raise Alarm
-
-    iterator = iter(
-        DataLoader(EncodedDataset(Waiting()), batch_size=2, collate_fn=lambda samples: [i for _, i in samples])
-    )
-    before = signal.signal(signal.SIGALRM, ring)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(Alarm):
-            next(iterator)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    go.set()
-    assert list(iterator) == [[0, 1], [2, 3]]
-
-
 def test_pin_memory_without_an_accelerator_warns_as_torch_does():
     if torch.accelerator.is_available():
         pytest.skip("there is one")
@@ -334,6 +300,9 @@ def test_pin_memory_without_an_accelerator_warns_as_torch_does():
         batches = list(loader)
     assert caught[0].filename == __file__
     assert len(batches) == 6
+    loader = DataLoader(array(), batch_size=4, pin_memory=True, pin_memory_device="cuda")
+    with pytest.warns(UserWarning, match="no accelerator"), pytest.warns(UserWarning, match="pin_memory_device='cuda'"):
+        next(iter(loader))
 
 
 @pytest.mark.gpu

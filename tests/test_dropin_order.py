@@ -3,6 +3,7 @@
 # ruff: noqa: NPY002  (numpy's legacy generator is one of the three that matter here)
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -92,8 +93,11 @@ OPTIONS = {
 }
 
 
-def epochs(kind, data, options: dict, workers: int, **more) -> tuple[list, list]:
-    """Return the labels of each batch of some epochs, and the generators' states behind each epoch."""
+def epochs(kind, data, options: dict, workers: int, leave: int | None = None, **more) -> tuple[list, list]:
+    """Return the labels of each batch of some epochs, and the generators' states behind each epoch.
+
+    Epochs are left after `leave` batches.
+    """
     torch.manual_seed(3)
     random.seed(3)
     np.random.seed(3)
@@ -103,7 +107,7 @@ def epochs(kind, data, options: dict, workers: int, **more) -> tuple[list, list]
     loader = kind(data, num_workers=workers, **options, **more)
     labels, states = [], []
     for _ in range(EPOCHS):
-        labels.append([torch.as_tensor(batch[1]).tolist() for batch in loader])
+        labels.append([torch.as_tensor(batch[1]).tolist() for batch in itertools.islice(loader, leave)])
         given = options.get("generator") or getattr(options.get("sampler"), "generator", None)
         states.append((torch.get_rng_state(), None if given is None else given.get_state()))
         if isinstance(loader.sampler, DistributedSampler):
@@ -124,6 +128,39 @@ def test_order_and_generators_are_torchs(name, workers, persistent):
         assert torch.equal(default, want_default)
         assert (given is None) == (want_given is None)
         assert given is None or torch.equal(given, want_given)
+
+
+# Draws for each index from the generators that the script draws from, too.
+@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - {"own sampler"}))
+@pytest.mark.parametrize("leave", [1, 8, 10])
+def test_an_epoch_that_is_left_leaves_the_generators_as_torchs(name, leave):
+    """Two batches are asked for ahead, the sampler's end among them: RandomSampler draws once more there."""
+    want, want_states = epochs(torch.utils.data.DataLoader, torchs(), OPTIONS[name](torchs()), 0, leave)
+    got, got_states = epochs(DataLoader, ours(), OPTIONS[name](ours()), 0, leave)
+    assert got == want
+    for mine, theirs in zip(got_states, want_states, strict=True):
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_what_others_drew_meanwhile_is_not_taken_back():
+    given = seeded()
+    iterator = iter(DataLoader(ours(), 4, shuffle=True, generator=given))
+    for _ in range(8):
+        next(iterator)
+    torch.rand(1, generator=given)
+    state = given.get_state()
+    del iterator
+    assert torch.equal(given.get_state(), state)
+    # An iteration that begins while an old one is at hand: as torch, which had not asked for the end.
+    orders = []
+    for kind, data in ((DataLoader, ours()), (torch.utils.data.DataLoader, torchs())):
+        loader = kind(data, 4, shuffle=True, generator=seeded())
+        iterator = iter(loader)
+        for _ in range(8):
+            next(iterator)
+        iterator = iter(loader)
+        orders.append([batch[1].tolist() for batch in iterator])
+    assert orders[0] == orders[1]
 
 
 def test_random_split_and_its_order_are_torchs():
@@ -198,9 +235,11 @@ def test_an_empty_data_set_has_torchs_errors_and_length():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_index_out_of_range_is_an_error_at_its_batch_only(workers):
-    loader = iter(DataLoader(ours(), batch_sampler=[[0], [COUNT], [-COUNT - 1], [1], [None], [2]], num_workers=workers))
+    loader = iter(
+        DataLoader(ours(), batch_sampler=[[0], [COUNT], [-COUNT - 1], [2**70], [1], [None], [2]], num_workers=workers)
+    )
     assert next(loader)[1].tolist() == [0]
-    for index in (COUNT, -COUNT - 1):
+    for index in (COUNT, -COUNT - 1, 2**70):
         with pytest.raises(IndexError, match=f"index {index} is out of range for a data set of 37 samples"):
             next(loader)
     assert next(loader)[1].tolist() == [1]

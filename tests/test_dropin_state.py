@@ -454,3 +454,114 @@ def test_a_state_costs_little(data):
     torch.save(loader.state_dict(), file)
     assert len(file.getvalue()) < 60_000
     assert iteration._DRAWS_PER_RANK == 2**40
+
+
+# Samplers that hold generators themselves.
+
+
+class Private(Sampler):
+    """A sampler that draws its order from a generator of its own, kept under whatever name."""
+
+    def __init__(self, generator):
+        self.held = [{"mine": generator}]
+
+    def __iter__(self):
+        generator = self.held[0]["mine"]
+        if isinstance(generator, torch.Generator):
+            return iter(torch.randperm(COUNT, generator=generator).tolist())
+        order = [*range(COUNT)]
+        generator.shuffle(order)
+        return iter(order)
+
+    def __len__(self):
+        return COUNT
+
+
+class Around(Sampler):
+    """A sampler around another one."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __iter__(self):
+        yield from self.inner
+
+    def __len__(self):
+        return len(self.inner)
+
+
+class AlongTheWay(Sampler):
+    """A sampler that draws each index when it is asked for, from one of the shared generators."""
+
+    def __init__(self, draw):
+        self.draw = draw
+
+    def __iter__(self):
+        for _ in range(COUNT):
+            yield self.draw()
+
+    def __len__(self):
+        return COUNT
+
+
+GENERATORS = {
+    "torch": lambda: torch.Generator().manual_seed(7),
+    "random": lambda: random.Random(7),
+    "numpy, old": lambda: np.random.RandomState(7),
+    **{
+        kind.__name__: lambda kind=kind: np.random.Generator(kind(7))
+        for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+    },
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_that_samplers_hold_are_in_the_state(data, name):
+    wanted, states = [], []
+    loader = make(data, sampler=Around(Private(GENERATORS[name]())), shuffle=None)
+    for _ in range(3):
+        epoch = []
+        for number, batch in enumerate(loader):
+            epoch.append(batch[1].tolist())
+            if number == 4:
+                states.append(saved(loader.state_dict()))
+        wanted.append(epoch)
+    states.append(saved(loader.state_dict()))
+    for number, state in enumerate(states[:2]):
+        fresh = make(data, sampler=Around(Private(GENERATORS[name]())), shuffle=None)
+        fresh.load_state_dict(state)
+        assert labels(fresh) == wanted[number][5:]
+        assert labels(fresh) == wanted[number + 1]
+    # Behind the last epoch: the next one of both is the same.
+    fresh = make(data, sampler=Around(Private(GENERATORS[name]())), shuffle=None)
+    fresh.load_state_dict(states[-1])
+    assert labels(fresh) == labels(loader)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: int(torch.randint(COUNT, ())), lambda: random.randrange(COUNT), lambda: np.random.randint(COUNT)],
+    ids=["torch", "random", "numpy"],
+)
+def test_a_sampler_that_cannot_be_replayed_is_warned_of(data, draw):
+    loader = make(data, sampler=AlongTheWay(draw), shuffle=None)
+    iterator = iter(loader)
+    loader.state_dict()
+    next(iterator)
+    with pytest.warns(UserWarning, match=r"draws from the generators .* give the sampler a state_dict") as caught:
+        loader.state_dict()
+    assert caught[0].filename == __file__
+    list(iterator)
+    # The next epoch starts from what the script saves itself.
+    loader.state_dict()
+
+
+def test_where_generators_are_looked_for(data):
+    from vit_rs.data.dropin.sampler_generators import generators_in
+
+    one, two = random.Random(1), np.random.default_rng(1)
+    around = Around(Private(one))
+    around.again, around.itself, around.data = one, around, data
+    around.system, around.many = random.SystemRandom(), [two] * 2000
+    around.pair = (two, None)
+    assert generators_in(generator=None, sampler=around) == {"sampler.inner.held.0.mine": one, "sampler.pair.0": two}

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 __all__ = [
     "IMAGE_EXTENSIONS",
     "MAX_PIXELS",
+    "BatchTimeoutError",
     "Feed",
     "FeedError",
     "Loader",
@@ -300,6 +301,7 @@ class Source:
     def __len__(self) -> int: ...
 
 class FeedError(Exception): ...
+class BatchTimeoutError(TimeoutError): ...
 
 @final
 class Feed:
@@ -341,6 +343,8 @@ class Loader:
     def next_batch(
         self, timeout: float | None = None
     ) -> tuple[list[Any], NDArray[np.uint64], NDArray[np.int64] | None] | None: ...
+    @property
+    def handed_over(self) -> int: ...
     def stats(self) -> dict[str, Any]: ...
     def describe(
         self, position: int, draw: int, *, seed: int, epoch: int

@@ -157,8 +157,12 @@ fn errors_belong_to_their_batch() {
     start(&loader, 1..33);
     assert_eq!(values(wait(&loader).unwrap().unwrap()), (1..9).collect::<Vec<_>>());
     assert_eq!(values(wait(&loader).unwrap().unwrap()), (9..17).collect::<Vec<_>>());
+    assert_eq!(loader.handed_over().unwrap(), 2);
     assert_eq!(wait(&loader).unwrap_err().to_string(), "number 20: a planted error");
+    assert_eq!(loader.handed_over().unwrap(), 3);
     assert_eq!(values(wait(&loader).unwrap().unwrap()), (25..33).collect::<Vec<_>>());
+    assert!(wait(&loader).unwrap().is_none());
+    assert_eq!(loader.handed_over().unwrap(), 4);
     let stats = loader.stats().unwrap();
     assert_eq!((stats.batches, stats.delivered, stats.tally.images), (3, 24, 31));
 }
@@ -259,7 +263,7 @@ impl Source for Stumbling {
 }
 
 #[test]
-fn what_ends_an_epoch_is_told_once_and_the_next_epoch_comes() {
+fn what_ends_an_epoch_is_told_until_the_next_one_starts() {
     let one = Numbers { bytes: (0..=255).collect(), bad: NEVER, panics: NEVER, slow: false };
     let source = Arc::new(Stumbling { stumbled: AtomicUsize::new(0), one });
     let pipeline = pipeline(source, Form::Fixed(raw()), OnError::Raise);
@@ -267,7 +271,7 @@ fn what_ends_an_epoch_is_told_once_and_the_next_epoch_comes() {
     start(&loader, 0..20);
     let error = wait(&loader).unwrap_err();
     assert!(matches!(error, Error::Panic(_)), "{error}");
-    assert!(wait(&loader).unwrap().is_none());
+    assert!(matches!(wait(&loader), Err(Error::Panic(_))), "no batch can come before a new start");
     for _ in 0..2 {
         start(&loader, 0..20);
         let batches: Vec<_> = std::iter::from_fn(|| wait(&loader).unwrap()).collect();
@@ -365,15 +369,16 @@ fn pushes_without_sense_are_refused() {
 }
 
 #[test]
-fn memory_grows_with_the_first_larger_batch() {
+fn memory_grows_when_larger_batches_are_usual() {
     let loader = loader(NEVER, NEVER, OnError::Raise, 2);
     loader.start(1, 0).unwrap();
     assert_eq!(loader.memory(), [(8, 5)]);
-    for size in [3, 300, 20] {
+    // One that is much larger has memory of its own, and only the second one in a row changes that of all.
+    for (size, kept) in [(3, 8), (300, 8), (20, 20), (300, 20), (300, 300), (20, 300)] {
         loader.push(order((0..size).map(|number| number % 256), None), None).unwrap();
         assert_eq!(wait(&loader).unwrap().unwrap().positions.len() as u64, size);
+        assert_eq!(loader.memory(), [(kept, 5)], "after {size}");
     }
-    assert_eq!(loader.memory(), [(300, 5)]);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! One map from the engine's errors to Python's exceptions.
 
-use pyo3::exceptions::{PyException, PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{
+    PyException, PyMemoryError, PyOSError, PyRuntimeError, PyTimeoutError, PyValueError,
+};
 use pyo3::{PyErr, create_exception, import_exception};
 use vit_rs_core::error::Error;
 
@@ -11,6 +13,13 @@ create_exception!(
     FeedError,
     PyException,
     "A request to a feed failed: (ticket, text). The feed's owner knows the exception."
+);
+
+create_exception!(
+    vit_rs._core,
+    BatchTimeoutError,
+    PyTimeoutError,
+    "No batch came in time. A signal's handler raises a TimeoutError of its own, which is none of these."
 );
 
 /// The Python exception for an engine error.

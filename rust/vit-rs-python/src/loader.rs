@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use numpy::{PyArray1, PyReadonlyArray1};
-use pyo3::exceptions::{PyRuntimeError, PyTimeoutError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use vit_rs_core::augment::plan::Plan;
@@ -12,7 +12,7 @@ use vit_rs_core::loader::{Batch, Images, Loader as CoreLoader, Next, Order, Sing
 use vit_rs_core::pipeline::{Decoding, Form, OnError, Pipeline, View as CoreView};
 use vit_rs_core::rng::EpochKey;
 
-use crate::error::to_py;
+use crate::error::{BatchTimeoutError, to_py};
 use crate::memory::{self, Memory};
 use crate::source::Source;
 use crate::transform::View;
@@ -121,7 +121,7 @@ impl Loader {
 
     /// The next batch as (images of each view, positions, labels); None at the epoch's end. Images are an array, or with
     /// `ragged` a list of one for each sample. Labels are None where the source does not give them. Ctrl-C interrupts
-    /// the wait; after `timeout` seconds it is a `TimeoutError`, and the batch may be asked for again.
+    /// the wait; after `timeout` seconds it is a `BatchTimeoutError`, and the batch may be asked for again.
     #[pyo3(signature = (timeout=None))]
     #[allow(clippy::type_complexity)]
     fn next_batch<'py>(
@@ -155,6 +155,13 @@ impl Loader {
                 }
             }
         }
+    }
+
+    /// How many batches of the current or last epoch `next_batch` has returned, or raised the error of: what it raises
+    /// without counting on is a signal's.
+    #[getter]
+    fn handed_over(&self) -> PyResult<u64> {
+        self.0.handed_over().map_err(to_py)
     }
 
     /// Counts and times (nanoseconds) of the current or last epoch, as `vit_rs_core::statistics::Stats` has them.
@@ -289,7 +296,7 @@ impl Patience {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() && self.waited {
             let text = format!("no batch came within {} seconds", self.seconds);
-            return Err(PyTimeoutError::new_err(text));
+            return Err(BatchTimeoutError::new_err(text));
         }
         self.waited = true;
         Ok(left.min(PATIENCE))
@@ -306,5 +313,6 @@ fn sample_seed(seed: u64, epoch: u64, draw: u64, stream: u32) -> u64 {
 /// Adds this file's classes and functions to the extension module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Loader>()?;
+    module.add("BatchTimeoutError", module.py().get_type::<BatchTimeoutError>())?;
     module.add_function(wrap_pyfunction!(sample_seed, module)?)
 }

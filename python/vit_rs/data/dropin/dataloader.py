@@ -62,10 +62,11 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         worker_init_fn: called once for an iteration, with 0, if anything of yours runs in Python.
         multiprocessing_context: checked as torch does; there are no processes.
         generator: where the order and the base seed are drawn from; None = torch's default generator.
-        prefetch_factor: batches made ahead for each thread; None = 2.
+        prefetch_factor: batches made ahead for each thread; None and 0 = 2.
         persistent_workers: keep one base seed over all epochs, as torch's persistent workers do. Threads live on
             between epochs in any case.
-        pin_memory_device: deprecated by torch; not used.
+        pin_memory_device: deprecated by torch, which warns of it; not used: memory is locked for the accelerator that
+            there is.
         in_order: accepted; batches come in order always.
         fallback: "torch" gives torch's own DataLoader, with a warning, for what cannot be read by Rust.
 
@@ -162,6 +163,9 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         if running.initial is not None:
             iterator, running.initial = running.initial, None
             return iterator
+        last = None if running.current is None else running.current()
+        if last is not None:
+            last.take_back()
         plan, state = self._plan(), running.state
         persistent = self.persistent_workers and self.num_workers > 0
         if persistent and self._iterator is not None:
@@ -219,6 +223,12 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         iterator = None if running.current is None else running.current()
         if iterator is not None:
             iterator.fix_order()
+        if progress.stream.draws_along and not progress.finished:
+            warnings.warn(
+                "the sampler draws from the generators of torch, random or numpy for each index, which a state cannot "
+                "bring back: give the sampler a state_dict and load_state_dict",
+                stacklevel=2,
+            )
         return state_of(self, progress)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -247,7 +257,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co]):
         running = self._running
         iterator = None if running.current is None else running.current()
         engine = None if iterator is None else iterator.engine
-        counted = running.pool.counted if engine is None else engine.core.stats()
+        counted = running.pool.counted if engine is None or not engine.own else engine.core.stats()
         if counted is None:
             raise RuntimeError("the loader has not run yet")
         return LoaderStats.from_core(

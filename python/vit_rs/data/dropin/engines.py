@@ -79,6 +79,10 @@ class Engine:
         """Whether the threads are this process's: a forked child has none of them."""
         return self._process == os.getpid()
 
+    def fits(self, plan: Plan, size: EngineSize) -> bool:
+        """Whether it can do what a plan says."""
+        return self.own and self.size == size and self.plan.same_engine(plan)
+
     def start(self, *, seed: int, epoch: int) -> None:
         """Begin an epoch; one under way is abandoned."""
         feeder = self.opened.feeder
@@ -114,7 +118,7 @@ class EnginePool:
     def lend(self, plan: Plan, size: EngineSize) -> Engine:
         """Return an engine for a plan: the free one, if it fits."""
         engine, self._free = self._free, None
-        if engine is not None and not (engine.size == size and engine.plan.same_engine(plan)):
+        if engine is not None and not engine.fits(plan, size):
             if engine.own:
                 engine.close()
             engine = None
@@ -128,7 +132,7 @@ class EnginePool:
         """Return an engine that is as one for this plan would be, without taking it."""
         free = self._free
         for engine in [*self._lent, *([] if free is None else [free])]:
-            if engine.size == size and engine.plan.same_engine(plan):
+            if engine.fits(plan, size):
                 engine.plan = plan
                 return engine
         # Its threads have not been started.

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from vit_rs import distributed
-from vit_rs._core import FeedError
+from vit_rs._core import BatchTimeoutError, FeedError
 from vit_rs.data.dropin.assembly import Assembly, Received
 from vit_rs.data.dropin.index_stream import IndexStream
 from vit_rs.data.dropin.python_stages import PythonStages
 from vit_rs.data.dropin.state import FINISHED, Progress, check_sampler_epoch, origins
-from vit_rs.exceptions import VitRsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,6 +30,23 @@ __all__ = ["DataLoaderIterator"]
 
 # A process's draws start here times its rank: ranks with one base seed draw different numbers.
 _DRAWS_PER_RANK = 2**40
+
+
+@dataclass
+class _Asked:
+    """A batch that was asked for.
+
+    Args:
+        pulled: what the sampler wanted.
+        number: of the batch among those that the engine makes in this epoch; None = it has nothing to do for it.
+        memory: page-locked, that it is written into.
+        batch: what the engine gave, once it has.
+    """
+
+    pulled: Pulled
+    number: int | None = None
+    memory: torch.Tensor | None = None
+    batch: list[Any] = field(default_factory=list)
 
 
 class DataLoaderIterator:
@@ -63,10 +81,11 @@ class DataLoaderIterator:
         self._pin = _pins(loader)
         stream = IndexStream(loader, plan.opened.opened.samples)
         self.progress = self._begin(loader, stream, state, first=first)
-        self._ahead: deque[Pulled] = deque()
-        self._memory: deque[torch.Tensor | None] = deque()
+        self._ahead: deque[_Asked] = deque()
+        self._pushed = 0
+        self._warned = False
         engine = self._engine = self._pool.lend(plan, size)
-        self._release = weakref.finalize(self, self._pool.give_back, engine)
+        self._release = weakref.finalize(self, _give_up, stream, self._pool, engine)
         self._release.atexit = False
         engine.start(seed=self.progress.base_seed, epoch=self.progress.epoch)
         self.stages = PythonStages(plan.pipeline, plan.opened.target_transform, loader.worker_init_fn)
@@ -130,59 +149,71 @@ class DataLoaderIterator:
             raise StopIteration
         if self._closed or self._engine.closed:
             raise RuntimeError("this iteration ended when the DataLoader was closed, or a state loaded")
-        if not self._ahead:
-            self._fill()
+        self._warn_of_other_threads()
+        # The error of a batch that a signal's exception came behind.
+        self._leave_failed()
+        self._fill()
         if not self._ahead:
             self._finish()
             raise StopIteration
-        pulled = self._ahead[0]
-        received = self._received(pulled)
-        self._advance(pulled)
-        if pulled.error is not None:
-            raise pulled.error
+        asked = self._ahead[0]
+        received = self._received(asked)
+        self._advance()
+        if asked.pulled.error is not None:
+            raise asked.pulled.error
         try:
             return self._assembly.batch(received)
         except StopIteration as error:
             # It would end the epoch as if there were no more batches.
             raise RuntimeError(f"the user's code raised StopIteration: {error}") from error
 
-    def _received(self, pulled: Pulled) -> Received:
+    def _received(self, asked: _Asked) -> Received:
         """Return a batch from the engine; an empty one where there is none to wait for."""
-        count = len(pulled.positions)
+        pulled = asked.pulled
         first_key = (self.progress.base_seed, self.progress.epoch, _first_draw(pulled))
-        if not count:
+        if asked.number is None:
             return Received([], pulled.positions, None, first_key, None)
         failure = None
         try:
-            batch = self._engine.core.next_batch(self._timeout or None)
+            if not asked.batch:
+                # One step of the interpreter: no signal's exception comes between a batch and where it is kept.
+                asked.batch.extend(map(self._engine.core.next_batch, (self._timeout or None,)))
+        except BatchTimeoutError as error:
+            raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds") from error
         except FeedError as error:
             failure = error.args
-        except (VitRsError, OSError, ValueError, MemoryError, RuntimeError) as error:
-            if isinstance(error, TimeoutError) and error.errno is None:
-                raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds") from error
-            # The engine goes on behind a batch that failed. Of a signal's exception it knows nothing.
-            if self._engine.own and not self._engine.closed:
-                self._advance(pulled)
+        except BaseException:
+            self._leave_failed()
             raise
         if failure is not None:
-            self._advance(pulled)
+            self._leave_failed()
             # Outside the handler: the exception keeps its own context.
             raise self._engine.opened.feeder.error(*failure)  # type: ignore[union-attr]
-        if batch is None:
+        if asked.batch[0] is None:
             raise RuntimeError("the engine ended before the sampler did")
-        [images], positions, labels = batch
-        return Received(images, positions, labels, first_key, self._memory[0])
+        [images], positions, labels = asked.batch[0]
+        if not np.array_equal(positions, pulled.positions):
+            raise RuntimeError("a signal's exception came between a batch and its request: begin a new iteration")
+        return Received(images, positions, labels, first_key, asked.memory)
 
-    def _advance(self, pulled: Pulled) -> None:
+    def _leave_failed(self) -> None:
+        """Go on behind a batch whose error the engine raised; what a signal's handler raises is not counted there."""
+        if not self._ahead or not self._engine.own or self._engine.closed:
+            return
+        asked = self._ahead[0]
+        if asked.number is not None and not asked.batch and asked.number < self._engine.core.handed_over:
+            self._advance()
+
+    def _advance(self) -> None:
         """Count a batch as done, and ask for another one as torch does: before this one is handed over."""
-        self._ahead.popleft()
-        self._memory.popleft()
+        self._pull()
+        pulled = self._ahead.popleft().pulled
         progress = self.progress
         progress.batches += 1
         progress.samples += len(pulled.positions)
         progress.sampler_state = pulled.sampler_state
-        self._pull()
         progress.exhausted = not self._more and not self._ahead
+        progress.stream.handed_over()
 
     def fix_order(self) -> None:
         """Have the sampler draw now what it draws for its first index: a state without that is none."""
@@ -201,32 +232,50 @@ class DataLoaderIterator:
             self._more = False
             self._engine.core.end()
             return
-        memory = None
+        asked = _Asked(pulled)
         if len(pulled.positions):
             first = _first_draw(pulled)
             draws = np.arange(first, first + len(pulled.positions), dtype=np.uint64)
             if self._pin and self._engine.dense:
-                memory = self._pinned_memory(len(pulled.positions))
-                self._engine.core.push(pulled.positions, draws, memory=[memory.numpy()])
+                asked.memory = self._pinned_memory(len(pulled.positions))
+                self._engine.core.push(pulled.positions, draws, memory=[asked.memory.numpy()])
             else:
                 self._engine.core.push(pulled.positions, draws)
-        self._ahead.append(pulled)
-        self._memory.append(memory)
+            asked.number = self._pushed
+            self._pushed += 1
+        self._ahead.append(asked)
 
     def _pinned_memory(self, count: int) -> torch.Tensor:
         [shape] = self._engine.core.shapes
         size = count * int(np.prod(shape)) * self._plan.lowered.dtype.itemsize
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        # Not on the device that torch.set_default_device names.
+        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)
+
+    def _warn_of_other_threads(self) -> None:
+        if self._warned or not self.stages.any or threading.current_thread() is threading.main_thread():
+            return
+        self._warned = True
+        warnings.warn(
+            "transforms that run in Python seed the generators of torch, random and numpy for each sample and put them "
+            "back: batches are asked for in another thread than the main one, whose random numbers change meanwhile",
+            stacklevel=4,
+        )
 
     def _finish(self) -> None:
         self.progress.finished = True
+        self.progress.stream.finish()
         # The engine notes the epoch's end.
         self._engine.core.next_batch()
         self._give_back(finished=True)
 
     def _give_back(self, *, finished: bool) -> None:
         if self._release is not None and self._release.detach() is not None:
+            self.take_back()
             self._pool.give_back(self._engine, finished=finished)
+
+    def take_back(self) -> None:
+        """Bring generators back to where the consumer is: another iteration begins, maybe."""
+        self.progress.stream.take_back()
 
     def close(self) -> None:
         """End this iteration; its engine is free for the next one."""
@@ -242,6 +291,12 @@ class DataLoaderIterator:
         raise NotImplementedError(f"{type(self).__name__} cannot be pickled")
 
 
+def _give_up(stream: IndexStream, pool: EnginePool, engine: Engine) -> None:
+    """Clean up behind an iteration that was left before its end."""
+    stream.take_back()
+    pool.give_back(engine)
+
+
 def _first_draw(pulled: Pulled) -> int:
     return distributed.rank() * _DRAWS_PER_RANK + pulled.first_draw
 
@@ -250,6 +305,12 @@ def _pins(loader: Any) -> bool:
     """Tell whether batches are page-locked, with torch's own warnings where they cannot be."""
     if not loader.pin_memory:
         return False
+    if loader.pin_memory_device:
+        warnings.warn(
+            "pin_memory_device is deprecated, the current accelerator will be used as the device,"
+            f"ignore pin_memory_device='{loader.pin_memory_device}'.",
+            stacklevel=5,
+        )
     if not torch.accelerator.is_available():
         warnings.warn(
             "'pin_memory' argument is set as true but no accelerator is found, "

@@ -34,6 +34,17 @@ class RandomStates:
         """Return the present states."""
         return cls(torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False))  # noqa: NPY002
 
+    def same_as(self, other: RandomStates) -> bool:
+        """Tell whether these are the same states."""
+        mine, theirs = self.numpy, other.numpy
+        return (
+            torch.equal(self.torch, other.torch)
+            and self.python == other.python
+            and np.array_equal(mine["state"]["key"], theirs["state"]["key"])
+            and mine["state"]["pos"] == theirs["state"]["pos"]
+            and (mine["has_gauss"], mine["gauss"]) == (theirs["has_gauss"], theirs["gauss"])
+        )
+
     def restore(self) -> None:
         """Bring them back."""
         torch.set_rng_state(self.torch)

@@ -100,7 +100,7 @@ def state_of(loader: Any, progress: Progress) -> dict[str, Any]:
         "epoch": progress.epoch,
         "seeded": progress.seeded,
         "identity": _identity(loader),
-        "given": [generator.get_state() for generator in stream.generators],
+        "given": stream.given(),
         "origins": made,
         "sampler": progress.sampler_state,
     }

@@ -69,6 +69,8 @@ struct State {
     /// Grows with each start: work for an abandoned epoch is recognised by it.
     generation: u64,
     epoch: Option<Epoch>,
+    /// Batches of it that the consumer got, or their errors.
+    handed_over: u64,
     record: Record,
     closing: bool,
     /// A bug of ours that ended the epoch: each call for a batch tells of it, until the next start.
@@ -189,6 +191,7 @@ impl Loader {
         let abandoned = state.abandon(&self.shared.pipeline);
         state.record = Record::new(epoch, Instant::now());
         state.fatal = None;
+        state.handed_over = 0;
         state.epoch = Some(Epoch::new(EpochKey::new(seed, epoch)));
         drop(state);
         // Outside the lock: nobody knows what the owners of foreign memory do at its end.
@@ -308,13 +311,14 @@ impl Loader {
         let mut state = wait.unwrap_or_else(PoisonError::into_inner).0;
         state.check_fatal()?;
         let now = Instant::now();
-        let State { epoch, record, .. } = &mut *state;
+        let State { epoch, handed_over, record, .. } = &mut *state;
         let taken = epoch.as_mut().and_then(|epoch| Some((epoch.take()?, epoch.ready())));
         let Some((filling, ready)) = taken else {
             record.wait(asked, now);
             return Ok(Next::Pending);
         };
         record.hand_over(filling.kept(self.shared.pipeline.on_error), ready, asked, now);
+        *handed_over += 1;
         drop(state);
         self.shared.work.notify_all();
         let (batch, failures) = filling.finish(&self.shared.pipeline)?;
@@ -322,6 +326,15 @@ impl Loader {
             self.shared.lock().record.fail(failures.into_iter());
         }
         Ok(Next::Batch(batch))
+    }
+
+    /// How many batches of the current or last epoch [`Loader::next`] has returned, or returned the error of.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] in a forked child.
+    pub fn handed_over(&self) -> Result<u64> {
+        self.check_process()?;
+        Ok(self.shared.lock().handed_over)
     }
 
     /// What was done in the current or last epoch.
@@ -384,6 +397,9 @@ impl Drop for Loader {
     fn drop(&mut self) {
         if self.check_process().is_ok() {
             self.signal();
+        } else if let Ok(workers) = self.workers.get_mut() {
+            // Threads of the parent: a handle's end asks the system for what is none of this process's.
+            std::mem::forget(std::mem::take(workers));
         }
     }
 }
