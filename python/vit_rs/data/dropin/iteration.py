@@ -302,26 +302,26 @@ def _first_draw(pulled: Pulled) -> int:
 
 
 def _pins(loader: Any) -> bool:
-    """Tell whether batches are page-locked, with torch's own warnings where they cannot be."""
+    """Tell whether batches are page-locked, with torch's own warnings where they cannot be: once, as from one place."""
     if not loader.pin_memory:
         return False
     if loader.pin_memory_device:
         warnings.warn(
             "pin_memory_device is deprecated, the current accelerator will be used as the device,"
             f"ignore pin_memory_device='{loader.pin_memory_device}'.",
-            stacklevel=5,
+            stacklevel=2,
         )
     if not torch.accelerator.is_available():
         warnings.warn(
             "'pin_memory' argument is set as true but no accelerator is found, "
             "then device pinned memory won't be used.",
-            stacklevel=5,
+            stacklevel=2,
         )
         return False
     if torch.accelerator.current_accelerator().type == "mps":  # type: ignore[union-attr]  # there is one
         warnings.warn(
             "'pin_memory' argument is set as true but not supported on MPS now, device pinned memory won't be used.",
-            stacklevel=5,
+            stacklevel=2,
         )
         return False
     return True
