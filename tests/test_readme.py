@@ -40,13 +40,14 @@ EXAMPLES = [
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """A working folder with the class folders that the examples name."""
+    """A working folder with the class folders, and the list of their files, that the examples name."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(2):
             pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
+    (tmp_path / "photos" / "labels.csv").write_text("cat/0.jpg,0\ncat/1.jpg,0\ndog/0.jpg,1\ndog/1.jpg,1\n")
     monkeypatch.chdir(tmp_path)
 
 
