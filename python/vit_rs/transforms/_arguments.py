@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "BORDERS",
     "RESIZING",
     "SAMPLING",
     "choice",
@@ -33,6 +34,7 @@ __all__ = [
     "whole",
 ]
 
+BORDERS = ("constant", "edge", "reflect", "symmetric")
 RESIZING = ("bilinear", "bicubic", "lanczos")
 SAMPLING = ("nearest", "bilinear")
 # What the engine's whole numbers can hold.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 from vit_rs import _core
 from vit_rs.transforms import _arguments as check
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from vit_rs.transforms.geometry import Interpolation, PaddingMode
 
 __all__ = ["CenterCropOrPad", "RandomCropOrPad", "ResizeKeepRatio", "TrimBorder"]
-
-_BORDERS = ("constant", "edge", "reflect", "symmetric")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,30 @@ class ResizeKeepRatio(PixelTransform):
 
 
 @dataclass(frozen=True)
-class CenterCropOrPad(PixelTransform):
+class _CropOrPad(PixelTransform):
+    """A window of one size, padded where the image is smaller."""
+
+    size: int | Sequence[int]
+    fill: int | Sequence[int] | None = 0
+    padding_mode: PaddingMode = "constant"
+
+    _at_random: ClassVar[bool]
+
+    def __post_init__(self) -> None:
+        self._keep(
+            size=check.sides("size", self.size),
+            fill=check.colour(self.fill),
+            padding_mode=check.choice("padding_mode", self.padding_mode, check.BORDERS),
+        )
+        self._op()
+
+    def _op(self) -> Op:
+        fill = check.rgb(self.fill) or [0, 0, 0]
+        return _core.crop_or_pad(check.pair(self.size), fill, self.padding_mode, self._at_random)
+
+
+@dataclass(frozen=True)
+class CenterCropOrPad(_CropOrPad):
     """Keep the middle; padding where the image is smaller.
 
     Source: timm.data.transforms.CenterCropOrPad.
@@ -90,20 +111,11 @@ class CenterCropOrPad(PixelTransform):
         ValueError: a size, colour or name that makes no sense.
     """
 
-    size: int | Sequence[int]
-    fill: int | Sequence[int] | None = 0
-    padding_mode: PaddingMode = "constant"
-
-    def __post_init__(self) -> None:
-        self._keep(**_kept(self))
-        self._op()
-
-    def _op(self) -> Op:
-        return _core.crop_or_pad(check.pair(self.size), check.rgb(self.fill) or [0, 0, 0], self.padding_mode, False)
+    _at_random = False
 
 
 @dataclass(frozen=True)
-class RandomCropOrPad(PixelTransform):
+class RandomCropOrPad(_CropOrPad):
     """Keep a random window; along sides where the image is smaller, pad it at random.
 
     Source: timm.data.transforms.RandomCropOrPad.
@@ -118,16 +130,7 @@ class RandomCropOrPad(PixelTransform):
         ValueError: a size, colour or name that makes no sense.
     """
 
-    size: int | Sequence[int]
-    fill: int | Sequence[int] | None = 0
-    padding_mode: PaddingMode = "constant"
-
-    def __post_init__(self) -> None:
-        self._keep(**_kept(self))
-        self._op()
-
-    def _op(self) -> Op:
-        return _core.crop_or_pad(check.pair(self.size), check.rgb(self.fill) or [0, 0, 0], self.padding_mode, True)
+    _at_random = True
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,3 @@ class TrimBorder(PixelTransform):
 
     def _op(self) -> Op:
         return _core.trim_border(self.border_size)
-
-
-def _kept(window: CenterCropOrPad | RandomCropOrPad) -> dict[str, Any]:
-    return {
-        "size": check.sides("size", window.size),
-        "fill": check.colour(window.fill),
-        "padding_mode": check.choice("padding_mode", window.padding_mode, _BORDERS),
-    }

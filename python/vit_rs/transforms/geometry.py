@@ -169,7 +169,7 @@ class RandomCrop(PixelTransform):
             padding=check.padding(self.padding),
             pad_if_needed=check.flag("pad_if_needed", self.pad_if_needed),
             fill=check.colour(self.fill),
-            padding_mode=check.choice("padding_mode", self.padding_mode, ("constant", "edge", "reflect", "symmetric")),
+            padding_mode=check.choice("padding_mode", self.padding_mode, check.BORDERS),
         )
         self._op()
 
