@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from vit_rs._core import Loader
     from vit_rs.data.loader import ImageLoader
+    from vit_rs.data.statistics import LoaderStats
 
-__all__ = ["Row", "explain", "wrapped_rows"]
+__all__ = ["Row", "explain", "thread_times", "wrapped_rows"]
 
 _WIDTH = 120
 _INDENT = 12
@@ -43,6 +44,13 @@ def explain(loader: ImageLoader, core: Loader, *, epoch: int, first: int | None)
         first: index in the source of the epoch's first sample; None where it is not to be read.
     """
     return wrapped_rows(_rows(loader, core, epoch, first))
+
+
+def thread_times(stats: LoaderStats) -> str:
+    """Return what the threads took for an image, stage by stage."""
+    stages = ("read", "decode", "augment", "emit")
+    times = ", ".join(f"{stage} {getattr(stats, stage + '_us'):,.0f}" for stage in stages)
+    return f"{times} us of thread time an image, in {stats.images:,} images"
 
 
 def wrapped_rows(rows: Iterable[Row]) -> str:
@@ -149,9 +157,7 @@ def _cost(loader: ImageLoader) -> str:
     stats = loader.stats()
     if not stats.images:
         return "not measured: the loader has not run yet"
-    stages = ("read", "decode", "augment", "emit")
-    times = ", ".join(f"{stage} {getattr(stats, stage + '_us'):,.0f}" for stage in stages)
-    return f"{times} us of thread time an image, in {stats.images:,} images of epoch {stats.epoch}"
+    return f"{thread_times(stats)} of epoch {stats.epoch}"
 
 
 def _example(core: Loader, seed: int, epoch: int, first: int | None, views: list[int]) -> Iterator[Row]:

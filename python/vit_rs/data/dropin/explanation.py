@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 
 from vit_rs.data.dropin.collation import collate_function, is_torchs
 from vit_rs.data.dropin.python_stages import runs_python
-from vit_rs.data.explanation import wrapped_rows
+from vit_rs.data.explanation import thread_times, wrapped_rows
 from vit_rs.data.statistics import byte_text
 from vit_rs.data.threads import usable_cpus
 
@@ -158,9 +158,7 @@ def _memory(engine: Engine) -> str:
 def _cost(plan: Plan, stats: LoaderStats | None, measured: PythonStages | None) -> str:
     if stats is None or not stats.images:
         return "not measured: the loader has not run yet"
-    stages = ("read", "decode", "augment", "emit")
-    times = ", ".join(f"{stage} {getattr(stats, stage + '_us'):,.0f}" for stage in stages)
-    text = f"{times} us of thread time an image, in {stats.images:,} images"
+    text = thread_times(stats)
     if measured is None:
         return text
     python = sum(measured.spent) + measured.spent_on_labels

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["RandomStates", "preserved", "seed_all"]
+__all__ = [
+    "RandomStates",
+    "preserved",
+    "seed_all",
+    "with_arrays",
+    "with_tuples",
+    "without_arrays",
+    "without_tuples",
+]
 
 
 @dataclass(frozen=True)
@@ -52,35 +60,40 @@ class RandomStates:
         np.random.set_state(self.numpy)  # noqa: NPY002
 
     def plain(self) -> dict[str, Any]:
-        """Return them as tensors, lists and numbers, which `torch.load(weights_only=True)` takes."""
-        version, internal, gauss = self.python
-        numbers = self.numpy["state"]
-        return {
-            "torch": self.torch,
-            "python": [version, list(internal), gauss],
-            "numpy": {
-                "key": torch.from_numpy(numbers["key"].astype(np.int64)),
-                "pos": int(numbers["pos"]),
-                "has_gauss": int(self.numpy["has_gauss"]),
-                "gauss": float(self.numpy["gauss"]),
-            },
-        }
+        """Return them as tensors, lists, texts and numbers, which `torch.load(weights_only=True)` takes."""
+        return {"torch": self.torch, "python": without_tuples(self.python), "numpy": without_arrays(self.numpy)}
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Self:
         """Return what `plain` was made of."""
-        version, internal, gauss = plain["python"]
-        numpy = plain["numpy"]
-        return cls(
-            plain["torch"],
-            (version, tuple(internal), gauss),
-            {
-                "bit_generator": "MT19937",
-                "state": {"key": numpy["key"].numpy().astype(np.uint32), "pos": numpy["pos"]},
-                "has_gauss": numpy["has_gauss"],
-                "gauss": numpy["gauss"],
-            },
-        )
+        return cls(plain["torch"], with_tuples(plain["python"]), with_arrays(plain["numpy"]))
+
+
+def without_tuples(state: tuple[Any, ...]) -> list[Any]:
+    """Return a state of `random`'s with a list for its tuples."""
+    version, internal, gauss = state
+    return [version, list(internal), gauss]
+
+
+def with_tuples(state: list[Any]) -> tuple[Any, ...]:
+    """Return the state that `without_tuples` returned a list for."""
+    version, internal, gauss = state
+    return version, tuple(internal), gauss
+
+
+def without_arrays(state: Any) -> Any:
+    """Return a state of numpy's with lists for its arrays, which torch's safe reader does not take."""
+    if isinstance(state, dict):
+        return {name: without_arrays(value) for name, value in state.items()}
+    return state.tolist() if isinstance(state, (np.ndarray, np.generic)) else state
+
+
+def with_arrays(state: Any) -> Any:
+    """Return the state that `without_arrays` returned lists for."""
+    if isinstance(state, dict):
+        return {name: with_arrays(value) for name, value in state.items()}
+    # All are of unsigned numbers of 32 or 64 bits.
+    return np.array(state, dtype=np.uint64) if isinstance(state, list) else state
 
 
 @contextmanager

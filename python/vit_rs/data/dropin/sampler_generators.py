@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vit_rs.data.dropin.random_states import with_arrays, with_tuples, without_arrays, without_tuples
+
 __all__ = ["generator_state", "generators_in", "same_state", "set_generator_state"]
 
 # Attributes are followed to that many objects, and lists to that length: samplers are small, their lists may not be.
@@ -61,11 +63,10 @@ def generator_state(generator: Any) -> Any:
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, np.random.Generator):
-        return _without_arrays(generator.bit_generator.state)
+        return without_arrays(generator.bit_generator.state)
     if isinstance(generator, np.random.RandomState):
-        return _without_arrays(generator.get_state(legacy=False))
-    version, internal, gauss = generator.getstate()
-    return [version, list(internal), gauss]
+        return without_arrays(generator.get_state(legacy=False))
+    return without_tuples(generator.getstate())
 
 
 def set_generator_state(generator: Any, state: Any) -> None:
@@ -77,12 +78,11 @@ def set_generator_state(generator: Any, state: Any) -> None:
     if isinstance(generator, torch.Generator):
         generator.set_state(state)
     elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = _with_arrays(state)
+        generator.bit_generator.state = with_arrays(state)
     elif isinstance(generator, np.random.RandomState):
-        generator.set_state(_with_arrays(state))
+        generator.set_state(with_arrays(state))
     else:
-        version, internal, gauss = state
-        generator.setstate((version, tuple(internal), gauss))
+        generator.setstate(with_tuples(state))
 
 
 def same_state(first: Any, second: Any) -> bool:
@@ -90,17 +90,3 @@ def same_state(first: Any, second: Any) -> bool:
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     return bool(first == second)
-
-
-def _without_arrays(state: Any) -> Any:
-    """Return numpy's state with lists for its arrays, which torch's safe reader does not take."""
-    if isinstance(state, dict):
-        return {name: _without_arrays(value) for name, value in state.items()}
-    return state.tolist() if isinstance(state, (np.ndarray, np.generic)) else state
-
-
-def _with_arrays(state: Any) -> Any:
-    if isinstance(state, dict):
-        return {name: _with_arrays(value) for name, value in state.items()}
-    # All are of unsigned numbers of 32 or 64 bits.
-    return np.array(state, dtype=np.uint64) if isinstance(state, list) else state
