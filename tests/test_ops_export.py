@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.export import Dim
 
 import vit_rs
 from vit_rs.models import VisionTransformer, ViTConfig
+from vit_rs.ops._traced_matrix import traced_matrix
 from vit_rs.ops.conventions import GRID_CONVENTIONS
 
 NAMES = list(GRID_CONVENTIONS)
@@ -173,11 +176,35 @@ def test_export_with_dynamic_sizes(name, least, strict):
     batch, rows, columns = Dim("batch"), Dim("rows", min=least, max=64), Dim("columns", min=least, max=64)
     shapes = {"images": {0: batch, 2: 2 * rows, 3: 2 * columns}}
     program = torch.export.export(module, (randn(2, 3, 10, 12),), dynamic_shapes=shapes, strict=strict)
-    assert operators_of(program) <= {"vit_rs.interpolation_matrix.default", "vit_rs.patchify.default"}
+    kept = {"vit_rs.patchify.default", "vit_rs.interpolation_matrix.default"}  # by a strict export there
+    assert operators_of(program) <= (kept if IN_TORCH_2_6 and strict else set())
     for shape in ((3, 3, 16, 18), (1, 3, 8, 10), *(() if least > 2 else ((2, 3, 6, 6), (2, 3, 4, 14)))):
         images = randn(*shape)
         with torch.no_grad():
             torch.testing.assert_close(program.module()(images), module(images), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_traced_matrices(name):
+    """What an exported graph of open sizes computes, in place of Rust; float64's rounding apart."""
+    convention = GRID_CONVENTIONS[name]
+    knobs = (convention.interpolation, convention.antialias, convention.align_corners, convention.a)
+    for old, new in itertools.product((1, 2, 3, 7, 14, 16, 37), (1, 2, 5, 14, 24, 30, 32)):
+        ours = traced_matrix(old, new, *knobs, None, convention.offset)
+        expected = vit_rs.interpolation_matrix(old, new, convention=name)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=5e-14)
+    if not convention.align_corners:
+        ours = traced_matrix(7, 9, *knobs, 0.6)
+        settings = dict(zip(("interpolation", "antialias", "align_corners", "a"), knobs, strict=True))
+        torch.testing.assert_close(ours, vit_rs.interpolation_matrix(7, 9, **settings, scale=0.6), rtol=0, atol=5e-14)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_refuses_the_native_grid_as_its_example(strict):
+    """A graph made of it would hold the table alone, for whatever size comes."""
+    shapes = {"images": {2: 2 * Dim("rows", min=2, max=64), 3: 2 * Dim("columns", min=2, max=64)}}
+    with pytest.raises(Exception, match="an example of another grid"):
+        torch.export.export(Dynamic("dino").eval(), (randn(1, 3, 6, 6),), dynamic_shapes=shapes, strict=strict)
 
 
 @pytest.mark.skipif(IN_TORCH_2_6, reason="it does not check there what the sizes must not be")

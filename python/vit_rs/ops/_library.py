@@ -17,7 +17,7 @@ from vit_rs.ops._arguments import tracing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["exporting", "known", "register"]
+__all__ = ["eager", "exporting", "known", "register"]
 
 # Typed as Any: torch leaves the methods of Library untyped.
 _LIBRARY: Any = Library("vit_rs", "DEF")  # type: ignore[no-untyped-call]
@@ -41,6 +41,13 @@ def register(
         backward, setup = gradient
         torch.library.register_autograd(f"vit_rs::{name}", backward, setup_context=setup, lib=_LIBRARY)
     return getattr(torch.ops.vit_rs, name).default
+
+
+def eager() -> bool:
+    """Tell whether tensors made now are plain ones, which may be kept: nothing compiles, records or fakes them."""
+    if torch.compiler.is_compiling() or tracing():
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0  # noqa: SLF001  no public way to ask
 
 
 def exporting() -> bool:

@@ -1,8 +1,9 @@
 """The operators behind the resampling of position embeddings and patch kernels: kernels, shapes, gradients.
 
 Three ways lead to the same numbers. On the CPU and in float32 Rust applies sparse weights. Elsewhere, in float64 and in
-compiled graphs the weights are dense matrices, made by an operator with symbolic sizes and multiplied by torch. In
-exported graphs of known sizes the matrices are constants, so that the graph runs where vit-rs is not installed.
+compiled graphs the weights are dense matrices, multiplied by torch; they are kept on their device, and a graph takes
+them from an operator with symbolic sizes. In exported graphs of known sizes the matrices are constants, so that the
+graph runs where vit-rs is not installed.
 """
 
 # ruff: noqa: PLR0917  the dispatcher hands its arguments over by position
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from vit_rs import _core
-from vit_rs.ops._library import exporting, known, register
+from vit_rs.ops._library import eager, exporting, known, register
 from vit_rs.ops._memory import new_result
+from vit_rs.ops._traced_matrix import traced_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,10 +133,31 @@ def _matrices(
     knobs = (interpolation, antialias, align_corners, a)
     steps = (None, None) if scale is None else scale
     return [
-        # In two steps: not every device has the float64 that the matrices are made in.
-        axis_matrix(old_size[axis], new_size[axis], *knobs, steps[axis], offset, dtype=dtype).to(device)
+        _device_matrix(old_size[axis], new_size[axis], *knobs, steps[axis], offset, dtype=dtype, device=device)
         for axis in (0, 1)
     ]
+
+
+# A model has a few sizes. Made anew, their matrices would be copied to the device in every forward and backward pass.
+_KEPT_VALUES = 2**16
+
+
+def _device_matrix(in_size: int, out_size: int, *settings: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Make the matrix of one axis, or take the kept one: nobody may change it. Graphs have it from the operator."""
+    if exporting():
+        return axis_matrix(in_size, out_size, *settings, dtype=dtype).to(device)
+    make = _kept_matrix if eager() and in_size * out_size <= _KEPT_VALUES else interpolation_matrix
+    matrix: Tensor = make(in_size, out_size, *settings, dtype=dtype, device=device)
+    return matrix
+
+
+def _fresh_matrix(in_size: int, out_size: int, *settings: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):  # or no later backward pass could use it
+        # In two steps: not every device has the float64 that the matrices are made in.
+        return torch.from_numpy(_weights(in_size, out_size, *settings)).to(dtype).to(device)
+
+
+_kept_matrix = functools.lru_cache(maxsize=64)(_fresh_matrix)
 
 
 def _resample_tokens(
@@ -183,9 +206,10 @@ def _resample_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def axis_matrix(in_size: int, out_size: int, *settings: Any, dtype: torch.dtype) -> Tensor:
-    """Make the matrix of one axis; a constant in an exported graph, where the sizes are known."""
-    if exporting() and known(in_size) and known(out_size):
-        return _constant_matrix(in_size, out_size, *settings, dtype=dtype)
+    """Make the matrix of one axis; in an exported graph a constant, or, of open sizes, torch's own arithmetic."""
+    if exporting():
+        make = _constant_matrix if known(in_size) and known(out_size) else _traced_matrix
+        return make(in_size, out_size, *settings, dtype=dtype)
     matrix: Tensor = interpolation_matrix(in_size, out_size, *settings)
     return matrix.to(dtype)
 
@@ -200,6 +224,10 @@ def patch_axis_matrix(in_size: int, out_size: int, *settings: Any, dtype: torch.
 
 def _constant_matrix(in_size: int, out_size: int, *settings: Any, dtype: torch.dtype) -> Tensor:
     return torch.tensor(_weights(in_size, out_size, *settings), dtype=dtype)
+
+
+def _traced_matrix(in_size: int, out_size: int, *settings: Any, dtype: torch.dtype) -> Tensor:
+    return traced_matrix(in_size, out_size, *settings).to(dtype)
 
 
 def _constant_patch_matrix(in_size: int, out_size: int, *settings: Any, dtype: torch.dtype) -> Tensor:
@@ -235,8 +263,20 @@ def _weights(
     return matrix.reshape(out_size, in_size)
 
 
-def _matrix(in_size: int, out_size: int, *settings: Any) -> Tensor:
-    return torch.from_numpy(_weights(in_size, out_size, *settings))
+def _matrix(
+    in_size: int,
+    out_size: int,
+    *settings: Any,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    if dtype is None and device is None:
+        return torch.from_numpy(_weights(in_size, out_size, *settings))
+    place: dict[str, Any] = {"dtype": dtype or torch.float64, "device": device or torch.device("cpu")}
+    if in_size * out_size > _KEPT_VALUES or not eager():
+        return _fresh_matrix(in_size, out_size, *settings, **place)
+    # A copy, on the device: what calls an operator may write into its result, and compilers do.
+    return _kept_matrix(in_size, out_size, *settings, **place).clone()
 
 
 # A patch has few sizes, and its pseudo-inverse is the costly part of a resize.
@@ -252,8 +292,14 @@ def _patch_matrix(in_size: int, out_size: int, *settings: Any) -> Tensor:
     return torch.from_numpy(_patch_weights(in_size, out_size, *settings).copy())
 
 
-def _matrix_fake(in_size: int, out_size: int, *settings: object) -> Tensor:  # noqa: ARG001  the operator's signature
-    return torch.empty(out_size, in_size, dtype=torch.float64)
+def _matrix_fake(
+    in_size: int,
+    out_size: int,
+    *settings: object,  # noqa: ARG001  the operator's signature
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    return torch.empty(out_size, in_size, dtype=dtype or torch.float64, device=device)
 
 
 resample_abs_pos_embed = register(
@@ -267,7 +313,8 @@ resample_abs_pos_embed = register(
 )
 interpolation_matrix = register(
     "interpolation_matrix(SymInt in_size, SymInt out_size, str interpolation='bicubic', bool antialias=True, "
-    "bool align_corners=False, float? a=None, float? scale=None, float offset=0.0) -> Tensor",
+    "bool align_corners=False, float? a=None, float? scale=None, float offset=0.0, *, ScalarType? dtype=None, "
+    "Device? device=None) -> Tensor",
     None,
     _matrix,
     _matrix_fake,

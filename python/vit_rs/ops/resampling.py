@@ -78,7 +78,8 @@ def resample_abs_pos_embed(  # noqa: PLR0917  timm's signature
 
     Raises:
         ValueError: a size, name or number is out of range, the old grid is not given and not square, or does not make
-            N, or a setting contradicts the convention or another setting.
+            N, or a setting contradicts the convention or another setting; or, where a graph of open sizes is
+            exported under an offset, the example has the table's own grid.
         TypeError: `posemb` is not a floating tensor, or a size, a number or `compute_dtype` is of no such type.
 
     Example:
@@ -128,6 +129,11 @@ def resample_abs_pos_embed(  # noqa: PLR0917  timm's signature
     # An exported graph's symbolic sizes are left open where equal grids are no case of their own.
     compared = settings.offset != 0.0 or not recording or all(map(known, new))
     if not own_step and compared and old == new:
+        if recording and not all(map(known, new)):
+            raise ValueError(
+                f"the grid of the example, {int(old[0])}x{int(old[1])}, is the table's own, a case apart where "
+                f"steps have an offset ({settings.offset}): export with open sizes from an example of another grid"
+            )
         return posemb.clone(memory_format=torch.contiguous_format)
     if verbose:
         _LOGGER.info("resampled position embeddings: %s to %s", old, new)
