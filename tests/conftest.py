@@ -16,6 +16,43 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(scope="session")
+def weights_in_memory():
+    """Make, from a dictionary of tensors, what layouts ask of an open file of weights."""
+    from vit_rs.checkpoints.files import TensorInfo
+
+    class WeightsInMemory:
+        def __init__(self, tensors):
+            self.path = "weights.pth"
+            self.held = tensors
+            self.tensors = {key: TensorInfo(tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
+
+        def read(self, key):
+            return self.held[key]
+
+    return WeightsInMemory
+
+
+@pytest.fixture(scope="session")
+def randomised():
+    """Give every parameter of a model its own random numbers, of a size that keeps activations near 1; eval mode."""
+
+    def filled(model, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                token = any(word in name for word in ("token", "pos", "latent", "probe"))
+                if parameter.ndim > 1 and not token:
+                    parameter.copy_(noise * parameter[0].numel() ** -0.5)
+                else:
+                    factor = parameter.ndim == 1 and not name.endswith("bias")  # of norms and layer scales
+                    parameter.copy_(0.2 * noise + (1.0 if factor else 0.0))
+        return model.eval()
+
+    return filled
+
+
+@pytest.fixture(scope="session")
 def class_per_image(tmp_path_factory) -> str:
     """A folder of twenty images, each a class of its own: labels tell which images came, and in which order."""
     image, rng = pytest.importorskip("PIL.Image"), np.random.default_rng(0)
@@ -41,3 +78,21 @@ def plain_images(tmp_path_factory):
         return str(root)
 
     return made
+
+
+@pytest.fixture(scope="session")
+def filled():
+    """Fill a module with numbers of a trained network's scale, none of them zero or one: each shows in the logits."""
+
+    def fill(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, values in module.named_parameters():
+                matrix = values.ndim > 1 and not name.startswith(("cls_", "dist_", "reg_", "pos_"))
+                scale = values[0].numel() ** -0.5 if matrix else 0.1
+                values.copy_(torch.randn(values.shape, generator=generator, dtype=torch.float64) * scale)
+                if "norm" in name and name.endswith("weight"):
+                    values.add_(1.0)
+        return module.eval()
+
+    return fill

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from vit_rs.exceptions import ConfigError
-from vit_rs.models import ViTConfig
+from vit_rs.models import named_config
 from vit_rs.recipes import fashion_mnist, image_folder, recipe_config, recipe_names, recipe_summary
 from vit_rs.training import ModelConfig, TrainConfig
 from vit_rs.training.config import MODEL_SIZES
@@ -143,7 +143,7 @@ def test_other_numbers_are_a_custom_size():
 
 def test_sizes_are_those_of_the_models():
     for name, numbers in MODEL_SIZES.items():
-        config = ViTConfig.from_name(f"vit_{name}_patch16_224")
+        config = named_config(f"vit_{name}_patch16_224")
         assert (config.embed_dim, config.depth, config.num_heads) == numbers
 
 

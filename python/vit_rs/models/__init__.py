@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
-from vit_rs.models.vit import VisionTransformer, ViTConfig, create_model
+from vit_rs.models.catalogue import create_model, named_config
+from vit_rs.models.hybrid import HybridConfig, HybridViT
+from vit_rs.models.resnet import BiTResNet, ResNetConfig
+from vit_rs.models.vit import VisionTransformer, ViTConfig
 
-__all__ = ["ViTConfig", "VisionTransformer", "create_model"]
+__all__ = [
+    "BiTResNet",
+    "HybridConfig",
+    "HybridViT",
+    "ResNetConfig",
+    "ViTConfig",
+    "VisionTransformer",
+    "create_model",
+    "named_config",
+]
