@@ -66,6 +66,39 @@ def test_what_is_not_installed_is_left_out(load):
     assert {case.variant.name for case in comparison.cases([compared])} == {"here"}
 
 
+def test_models_take_turns_and_are_compared_first(load, monkeypatch):
+    bench = load("bench_models")
+    compared = bench.comparisons(**bench.QUICK)
+    assert [comparison.table for comparison in compared] == [bench.TRAINING, bench.INFERENCE]
+    for comparison in compared:
+        seconds = [variant.prepare()() for variant in comparison.variants]
+        assert [len(rounds) for rounds in seconds] == [3, 3]
+        assert min(map(min, seconds)) > 0
+    agreed = bench.pair
+
+    def disagreeing(*arguments):
+        ours, theirs = agreed(*arguments)
+        ours.blocks[1].norm1.bias.data.add_(0.1)
+        return ours, theirs
+
+    monkeypatch.setattr(bench, "pair", disagreeing)
+    bench.measured.cache_clear()
+    with pytest.raises(AssertionError, match="logits: Tensor-likes are not close"):
+        compared[0].variants[0].prepare()()
+
+
+def test_ratios_of_rounds_have_an_interval(load):
+    report = load("report")
+    own, peer = [1.0] * 15, [0.9, 1.1] * 7 + [1.0]
+    timings = {
+        name: report.Timing(role, "images/s", [1.0], rounds, paired=True)
+        for name, role, rounds in (("vit_rs", "ours", own), ("timm", "peer", peer))
+    }
+    low, middle, high = report.ratios(timings, ["timm"])
+    assert (low, middle, high) == (0.9, 1.0, 1.1)
+    assert report.interval([2.0] * 15) == [2.0, 2.0, 2.0]
+
+
 @pytest.fixture
 def runs(load):
     """Made-up results of two passes, in the full sizes' names: vit_rs takes 2 us, everything else 3 and then 5."""
@@ -77,7 +110,7 @@ def runs(load):
             value = (2e-6 if case.variant.role == "ours" else peer) * case.comparison.images
             info = {"table": case.comparison.table, "comparison": case.comparison.name, "variant": case.variant.name}
             info |= {"role": case.variant.role, "threads": case.threads, "images": case.comparison.images}
-            info |= {"unit": case.comparison.unit}
+            info |= {"unit": case.comparison.unit, "paired": case.comparison.paired}
             found[-1].append({"extra_info": info, "stats": {"data": [value, value]}})
     return found
 
@@ -119,18 +152,20 @@ def test_readme_has_a_place_for_each_table(load):
     report = load("report")
     text = report.README.read_text(encoding="utf-8")
     for suite in load("suites").SUITES.values():
+        if not suite.rows:
+            continue
         before, after = report.split_readme(text, suite)
         assert before.endswith(suite.begin + "\n")
         assert after.startswith("\n" + suite.end)
     with pytest.raises(SystemExit, match=r"README\.md: expected <!-- loading:begin -->"):
-        report.split_readme("no marks", suite)
+        report.split_readme("no marks", load("suites").LOADING)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--passes", "0"], "--passes: expected at least 1, got 0"),
-        (["speed"], "expected operators or loading, got speed"),
+        (["speed"], "expected operators or loading or models, got speed"),
         (["operators", "--only", "bench_loader"], "expected some of bench_patchify, bench_resample, got bench_loader"),
         (["--only", "bench_loader"], "a part must not replace a whole page; give --out too"),
     ],

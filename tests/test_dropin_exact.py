@@ -62,7 +62,7 @@ def wrapping(self, *inputs):
             timm.data.auto_augment.auto_augment_transform("original", {}),
         ),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_a_method_put_on_a_librarys_class(kind, name, put, transform, monkeypatch):
     assert reason(transform) is None

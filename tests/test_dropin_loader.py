@@ -84,7 +84,7 @@ class Endless(IterableDataset):
         ([1, 2, 3], "a list gives its items as they are"),
         (Endless(), "Endless is an IterableDataset"),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_a_data_set_that_only_python_can_read(data, reason):
     with pytest.raises(TypeError, match=reason) as error:
@@ -316,7 +316,9 @@ def test_pin_memory_without_an_accelerator_warns_as_torch_does():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("options", [{}, {"collate_fn": default_collate}, {"collate_fn": list}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"collate_fn": default_collate}, {"collate_fn": list}], ids=["plain", "default_collate", "list"]
+)
 def test_batches_are_pinned(options):
     plain = list(DataLoader(array(), batch_size=5, num_workers=2))
     pinned = list(DataLoader(array(), batch_size=5, num_workers=2, pin_memory=True, **options))
@@ -406,7 +408,11 @@ def test_a_running_loader_may_live_in_torchs_workers(root):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("options", [{}, {"collate_fn": default_collate}, {"batch_size": None}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"collate_fn": default_collate}, {"batch_size": None}],
+    ids=["plain", "default_collate", "batch_size=None"],
+)
 def test_a_rebuilt_loader_of_torchs_refuses(root, workers, options):
     loader = DataLoader(Subset(folder(root, chain()), [0, 1]), **options)
     rebuilt = iter(torch.utils.data.DataLoader(loader.dataset, collate_fn=loader.collate_fn, num_workers=workers))

@@ -86,7 +86,7 @@ def test_a_signal_loses_no_batch(tmp_path, error):
 
 
 @alarmed
-@pytest.mark.parametrize("collate", [None, default_collate, list], ids=str)
+@pytest.mark.parametrize("collate", [None, default_collate, list], ids=["none", "default_collate", "list"])
 def test_images_and_labels_stay_together_in_lent_memory(tmp_path, monkeypatch, collate):
     """As with pin_memory, which needs an accelerator: a signal and a batch that fails shift no image."""
     data = Waiting(tmp_path, bad=3)

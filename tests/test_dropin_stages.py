@@ -406,7 +406,9 @@ def test_an_altered_default_collate_is_asked(root, monkeypatch):
         monkeypatch.undo()
 
 
-@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"collate_fn": first_channel}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"num_workers": 2}, {"collate_fn": first_channel}], ids=["plain", "workers", "collate_fn"]
+)
 @pytest.mark.parametrize("where", ["transform", "target_transform"])
 def test_an_exception_keeps_its_identity_and_the_next_batch_comes(root, options, where):
     error = LookupError("mine")

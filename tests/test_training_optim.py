@@ -64,6 +64,23 @@ def test_only_matrices_are_decayed():
     assert len(decayed_names) + len(kept_names) == len(names)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"distilled": True, "reg_tokens": 2, "pos_placement": "every"},
+        {"pos_embed": "2d", "pos_placement": "shared"},
+        {"pos_embed": "relative", "global_pool": "map"},
+    ],
+)
+def test_tokens_and_tables_are_not_decayed(options):
+    model = VisionTransformer(ViTConfig(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, **options))
+    parameters = dict(model.named_parameters())
+    _, kept = parameter_groups(model, 0.3)
+    kept_ids = {id(parameter) for parameter in kept["params"]}
+    assert {id(parameters[name]) for name in model.no_weight_decay()} <= kept_ids
+    assert any(parameters[name].ndim > 1 for name in model.no_weight_decay())
+
+
 def test_frozen_parameters_are_left_out():
     model = small_vit()
     model.patch_embed.requires_grad_(False)

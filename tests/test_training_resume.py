@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from vit_rs.checkpoints.io import load_state
+from vit_rs.checkpoints.state import load_state
 from vit_rs.cli import main
 from vit_rs.evaluation import evaluate
 from vit_rs.training import loop

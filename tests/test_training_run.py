@@ -206,6 +206,11 @@ def test_training_goes_on_from_a_checkpoint(finished, tmp_path):
         train(tiny(f"model.init={checkpoint}", "model.depth=3"), tmp_path / "b", progress=False)
     with pytest.raises(FileNotFoundError):
         train(tiny(f"model.init={tmp_path / 'none'}"), tmp_path / "b", progress=False)
+    torch.save({"a": load_file(checkpoint), "b": load_file(checkpoint)}, tmp_path / "two.pth")
+    with pytest.raises(
+        CheckpointError, match=r"several models.*\(vit-rs convert IN OUT --to timm --section NAME writes"
+    ):
+        train(tiny(f"model.init={tmp_path / 'two.pth'}"), tmp_path / "b", progress=False)
     weights = load_file(checkpoint)
     weights["head.weight"], weights["head.bias"] = torch.zeros(3, 16), torch.zeros(3)
     save_file(weights, tmp_path / "three.safetensors")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         training,
         transforms,
     )
+    from vit_rs.checkpoints import resize_checkpoint
 
 __all__ = [
     "__version__",
@@ -40,6 +41,7 @@ __all__ = [
     "recipes",
     "resample_abs_pos_embed",
     "resample_patch_embed",
+    "resize_checkpoint",
     "training",
     "transforms",
     "unpatchify",
@@ -59,7 +61,9 @@ def build_info() -> dict[str, Any]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a subpackage when it is first used, so that `import vit_rs` stays light."""
+    """Import a subpackage, or what stands in one, when it is first used: `import vit_rs` stays light."""
+    if name == "resize_checkpoint":
+        return importlib.import_module("vit_rs.checkpoints").resize_checkpoint
     if name in __all__:
         return importlib.import_module(f"vit_rs.{name}")
     raise AttributeError(f"module 'vit_rs' has no attribute {name!r}")

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}" if str(error) else "not enough memory")
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # torch's own MemoryError
+            raise
+        return _fail("not enough memory: " + str(error).splitlines()[0])
     except VitRsError as error:
         return _fail(str(error))
     except OSError as error:
@@ -54,11 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vit-rs",
-        description="Vision Transformers: train, fine-tune at a higher resolution, evaluate; examine data.",
+        description="Vision Transformers: train, fine-tune at a higher resolution, carry checkpoints, examine data.",
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_train(commands)
+    _add_resample(commands)
+    _add_convert(commands)
     _add_doctor(commands)
     return parser
 
@@ -121,6 +130,85 @@ def _add_train(commands: Any) -> None:
         help="change one setting of the recipe, named as in config.json; may be repeated",
     )
     train.add_argument("--list", action="store_true", help="list the recipes and exit")
+
+
+def _add_resample(commands: Any) -> None:
+    resample = commands.add_parser(
+        "resample",
+        help="carry a checkpoint to another image or patch size, in its own format",
+        description=(
+            "Write a file of weights again for images, or patches, of another size: position tables and patch kernels\n"
+            "are resampled the way of the project that the file comes from, every other tensor keeps its bytes.\n"
+            "Reads safetensors, torch.save's files and .npz, of Google, timm, torchvision, Hugging Face, DeiT, MAE,\n"
+            "MoCo v3 and DINO. OUT may be IN."
+        ),
+        epilog=(
+            "examples:\n"
+            "  vit-rs resample B_16.npz B_16-384.npz --img-size 384\n"
+            "  vit-rs resample vit.safetensors wide.safetensors --img-size 240x640 --convention timm\n"
+            "  vit-rs resample dinov2.pth dinov2-p16.pth --img-size 224 --patch-size 16"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    resample.set_defaults(run=_resample)
+    _add_files(resample)
+    size = "N[xM]"
+    resample.add_argument(
+        "--img-size", type=_size, required=True, metavar=size, help="image side, or heightxwidth, in pixels"
+    )
+    resample.add_argument("--patch-size", type=_size, metavar="P[xQ]", help="patch side, or heightxwidth")
+    resample.add_argument(
+        "--convention", metavar="NAME", help="how to resample, for example timm, jax, dinov2 (default: the file's own)"
+    )
+    resample.add_argument(
+        "--from-img-size", type=_size, metavar=size, help="image size of the old weights, where the file cannot say it"
+    )
+
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="write a checkpoint under another project's names",
+        description=(
+            "Write a file's weights under another project's names: timm's and Hugging Face's as safetensors, Google's\n"
+            "as .npz. Values keep their bits; what the target has no place for is an error that lists it."
+        ),
+        epilog=(
+            "examples:\n"
+            "  vit-rs convert B_16.npz vit_b16.safetensors --to timm\n"
+            "  vit-rs convert vit_small.safetensors S_16.npz --to npz --num-heads 6\n"
+            "  vit-rs convert vit.safetensors model.safetensors --to hf --drop head"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.set_defaults(run=_convert)
+    _add_files(convert)
+    convert.add_argument("--to", choices=("timm", "npz", "hf"), required=True, help="whose names")
+    convert.add_argument(
+        "--num-heads", type=int, metavar="H", help="attention heads, for npz, where the file cannot say them"
+    )
+    convert.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave out what the target has no place for, by its name or the beginning of it; may be repeated",
+    )
+    convert.add_argument(
+        "--from-img-size",
+        type=_size,
+        metavar="N[xM]",
+        help="image size of the weights, where the target has other rows and the file cannot say it",
+    )
+
+
+def _add_files(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", metavar="IN", help="the file of weights")
+    command.add_argument("out", metavar="OUT", help="the file to write; its folder must exist")
+    command.add_argument(
+        "--section", metavar="NAME", help='which model, where the file holds several, for example "teacher"'
+    )
+    command.add_argument("--layout", metavar="NAME", help="whose names the file has, where that is not recognised")
 
 
 def _add_doctor(commands: Any) -> None:
@@ -186,6 +274,54 @@ def _train(options: argparse.Namespace) -> int:
     print(f"Everything is in {summary['folder']}{os.sep}: start with summary.md.")
     print(f"Try next: {_next_step(config)}")
     return 0
+
+
+def _resample(options: argparse.Namespace) -> int:
+    from vit_rs.checkpoints import resize_checkpoint  # noqa: PLC0415  (torch is imported here)
+
+    try:
+        report = resize_checkpoint(
+            options.source,
+            img_size=options.img_size,
+            patch_size=options.patch_size,
+            convention=options.convention,
+            out=options.out,
+            from_img_size=options.from_img_size,
+            section=options.section,
+            layout=options.layout,
+        )
+    except ValueError as error:  # what was asked for is impossible
+        return _fail(str(error))
+    print(report)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from vit_rs.checkpoints import convert  # noqa: PLC0415  (torch is imported here)
+
+    try:
+        report = convert(
+            options.source,
+            options.out,
+            to=options.to,
+            num_heads=options.num_heads,
+            drop=options.drop,
+            from_img_size=options.from_img_size,
+            section=options.section,
+            layout=options.layout,
+        )
+    except ValueError as error:  # what was asked for is impossible
+        return _fail(str(error))
+    print(report)
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Return "384" or "240x640" as (height, width)."""
+    match = re.fullmatch(r"([1-9][0-9]{0,5})(?:x([1-9][0-9]{0,5}))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected N or HEIGHTxWIDTH in pixels, got {text!r}")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -18,7 +18,11 @@ class DatasetError(VitRsError, ValueError):
 
 
 class CheckpointError(VitRsError, ValueError):
-    """Weights do not fit: the message lists missing and unexpected keys, or got and expected shapes."""
+    """Weights or a training state cannot be used; the message names file and key and what was got and expected.
+
+    A file is damaged, of no known container or layout, or holds what is refused (code, zip bombs); or its weights do
+    not fit: missing and unexpected keys are listed, and shapes that differ.
+    """
 
 
 class ConfigError(VitRsError, ValueError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from vit_rs.analysis.embeddings import position_similarity
 from vit_rs.analysis.figures import (
     image_batch_figure,
@@ -12,6 +14,7 @@ from vit_rs.analysis.figures import (
     training_curves,
 )
 from vit_rs.checkpoints import load_model
+from vit_rs.models import VisionTransformer
 from vit_rs.training.metrics import read_metrics
 from vit_rs.training.run_folder import read_config
 from vit_rs.training.sources import open_sources
@@ -42,12 +45,12 @@ def draw_run(folder: Path) -> list[Path]:
     save_figure(training_curves(read_metrics(folder / "metrics.jsonl")), paths[0])
     for stage in build_stages(config, open_sources(config.data)):
         model = load_model(folder / stage.checkpoint)
-        maps = position_similarity(model.pos_embed, model.config.grid_size, model.num_prefix_tokens)
-        similarity = figures / f"position_similarity_{stage.name}_{stage.size}px.png"
-        save_figure(position_similarity_figure(maps), similarity)
-        batch = figures / f"batch_{stage.name}_{stage.size}px.png"
-        _draw_first_batch(stage, batch)
-        paths += [similarity, batch]
+        if isinstance(model, VisionTransformer) and isinstance(model.pos_embed, Tensor):
+            maps = position_similarity(model.pos_embed[:1], model.config.grid_size, model.config.embedded_prefix_tokens)
+            paths.append(figures / f"position_similarity_{stage.name}_{stage.size}px.png")
+            save_figure(position_similarity_figure(maps), paths[-1])
+        paths.append(figures / f"batch_{stage.name}_{stage.size}px.png")
+        _draw_first_batch(stage, paths[-1])
     return paths
 
 

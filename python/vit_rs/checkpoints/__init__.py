@@ -1,27 +1,26 @@
-"""Checkpoints: atomic files, our own model files, and weights that move to another resolution."""
+"""Checkpoints: everybody's files of weights into our models, to other sizes, and into other projects' names."""
 
 from __future__ import annotations
 
-from vit_rs.checkpoints.io import (
-    Weights,
-    atomic_write,
-    load_model,
-    load_state,
-    read_weights,
-    save_checkpoint,
-    save_state,
-)
-from vit_rs.checkpoints.transfer import LoadReport, Resampling, load_pretrained
+from vit_rs.checkpoints.atomic import atomic_write
+from vit_rs.checkpoints.convert import convert
+from vit_rs.checkpoints.model_files import load_model, save_checkpoint
+from vit_rs.checkpoints.reports import ConvertReport, LoadReport, Resampling, ResizeReport
+from vit_rs.checkpoints.resize import resize_checkpoint
+from vit_rs.checkpoints.state import load_state, save_state
+from vit_rs.checkpoints.transfer import load_pretrained
 
 __all__ = [
+    "ConvertReport",
     "LoadReport",
     "Resampling",
-    "Weights",
+    "ResizeReport",
     "atomic_write",
+    "convert",
     "load_model",
     "load_pretrained",
     "load_state",
-    "read_weights",
+    "resize_checkpoint",
     "save_checkpoint",
     "save_state",
 ]

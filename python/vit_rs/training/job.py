@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
-from vit_rs.checkpoints.io import load_state
+from vit_rs.checkpoints.state import load_state
 from vit_rs.exceptions import CheckpointError, ConfigError, VitRsError
 from vit_rs.training.fewshot import fewshot_images
 from vit_rs.training.interruption import Interrupted, SignalGuard

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vit_rs.checkpoints import save_checkpoint
-from vit_rs.checkpoints.io import save_state
+from vit_rs.checkpoints.state import save_state
 from vit_rs.evaluation import evaluate
 from vit_rs.exceptions import CheckpointError, ConfigError
 from vit_rs.methods import EMA

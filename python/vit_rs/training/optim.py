@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["build_optimizer", "is_decayed", "parameter_groups"]
 
-_UNDECAYED = frozenset(("cls_token", "pos_embed", "reg_token", "mask_token"))
+_UNDECAYED = frozenset(("cls_token", "dist_token", "reg_token", "mask_token"))
 
 
 def is_decayed(name: str, parameter: torch.Tensor) -> bool:
     """Return whether weight decay applies to a parameter, by its name and number of dimensions."""
-    return parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in _UNDECAYED
+    last = name.rsplit(".", 1)[-1]
+    position = last.startswith("pos_embed") or ".relative." in name
+    return parameter.ndim > 1 and not position and last not in _UNDECAYED
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -116,7 +116,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file in the folder whole or not at all."""
-        from vit_rs.checkpoints.io import atomic_write  # noqa: PLC0415  (torch is needed only from here on)
+        from vit_rs.checkpoints.atomic import atomic_write  # noqa: PLC0415  (torch is needed only from here on)
 
         atomic_write(self.path / name, text.encode())
 

@@ -9,6 +9,7 @@ import torch
 
 from vit_rs.checkpoints import load_pretrained
 from vit_rs.data import ImageLoader
+from vit_rs.exceptions import CheckpointError
 from vit_rs.methods import Supervised
 from vit_rs.models import VisionTransformer, ViTConfig
 from vit_rs.training.schedule import learning_rate
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from vit_rs.transforms import Transform
 
 __all__ = ["Stage", "build_stages", "pairs"]
+
+# What an error of `load_pretrained` asks for, and the command that answers it for a setting.
+_ANSWERS = {
+    "pass img_size=": "vit-rs resample IN OUT --img-size N --from-img-size HxW",
+    "section=": "vit-rs convert IN OUT --to timm --section NAME",
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,14 @@ class Stage:
         torch.manual_seed(self.stream)
         model = self.build_model()
         if start_from is not None:
-            load_pretrained(model, start_from, head=head)
+            try:
+                load_pretrained(model, start_from, head=head)
+            except CheckpointError as error:
+                hints = [hint for words, hint in _ANSWERS.items() if words in str(error)]
+                if not hints:
+                    raise
+                # The setting is a path, which cannot follow what the error asks for.
+                raise CheckpointError(f"{error} ({hints[0]} writes a file that says it)") from error
         return model.to(self.config.device)
 
     def train_loader(self) -> ImageLoader:
