@@ -53,6 +53,7 @@ class Comparison(ABC):
     threads: tuple[int, ...] = ()  # numbers of threads to measure; empty: `thread_counts`
     torch_threads: int | None = None  # where they are not torch's, the number that torch has
     rounds: int | None = None  # of one call each; None: as pytest-benchmark chooses
+    paired: bool = False  # the variants took turns: round n of one was measured beside round n of the other
 
     @abstractmethod
     def check(self, variant: Variant, run: Run) -> None:
@@ -122,6 +123,7 @@ def measure(benchmark: Any, case: Case) -> None:
             threads=case.threads,
             images=comparison.images,
             unit=comparison.unit,
+            paired=comparison.paired,
         )
         if variant.own_clock:
             benchmark.extra_info["seconds"] = benchmark.pedantic(run, rounds=1)

@@ -150,6 +150,13 @@ LOADING_GOALS = (
     Goal((VIEWS_OF_A_FILE,), (TV_PIL, TV_TENSOR), 8.0),
 )
 
+MODEL_GOALS = tuple(
+    Goal(((table, name),), ("timm",), 0.97, threads=threads)
+    for table in ("Forward and backward pass, f32, 224 x 224", "Inference, f32, 224 x 224")
+    for name in ("vit_small_patch16_224, batches of 8", "vit_base_patch16_224, batches of 4")
+    for threads in (1, 2)
+)
+
 # README's file map is the only table there that begins with backticks.
 OPERATOR_ROWS = (
     ReadmeRow("cut f32 images into a given buffer", (F32.format(BUFFER), PQC), (VIEWS, TORCH_COPY)),

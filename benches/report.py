@@ -2,9 +2,11 @@
 
     python benches/report.py operators
     python benches/report.py loading --data FOLDER
+    python benches/report.py models --passes 2
 
-Without a name, both. The operators take about 20 minutes on two cores, the loader as long; the machine should have
-nothing else to do. FOLDER holds class folders of JPEGs; without it, photographs that scikit-image ships are read.
+Without a name, all. The operators take about 20 minutes on two cores, the loader as long, the models about 5 for each
+pass, of which two are enough, because there the variants take turns. The machine should have nothing else to do. FOLDER
+holds class folders of JPEGs; without it, photographs that scikit-image ships are read.
 `--quick` runs everything on small inputs and prints the pages instead: it shows that the benches work, not how fast
 anything is.
 """
@@ -15,6 +17,7 @@ import argparse
 import datetime as dt
 import json
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -56,6 +59,7 @@ class Timing:
     unit: str  # that it is shown in
     medians: list[float]  # of each pass
     rounds: list[float]  # of all passes
+    paired: bool = False  # with those of the other variants, round by round
 
     def __str__(self) -> str:
         ends = (min(self.rounds), max(self.rounds))
@@ -102,7 +106,8 @@ def main() -> int:
     if arguments.only and arguments.out is None and not arguments.quick:
         parser.error("--only: a part must not replace a whole page; give --out too")
     for suite in suites:
-        split_readme(README.read_text(encoding="utf-8"), suite)  # fails now, not after the measurement
+        if suite.rows:
+            split_readme(README.read_text(encoding="utf-8"), suite)  # fails now, not after the measurement
         modules = [module for module in suite.modules if module in (arguments.only or suite.modules)]
         if modules and (status := report(suite, modules, arguments)) != 0:
             return status
@@ -133,6 +138,9 @@ def report(suite: Suite, modules: Sequence[str], arguments: argparse.Namespace) 
         print(written)
     else:
         (DOCS / suite.page).write_text(written, encoding="utf-8")
+        if not suite.rows:
+            print(f"wrote docs/{suite.page}")
+            return 0
         before, after = split_readme(README.read_text(encoding="utf-8"), suite)
         README.write_text(before + "\n".join(readme_lines(suite, timings)) + after, encoding="utf-8")
         print(f"wrote docs/{suite.page} and README's table")
@@ -156,16 +164,31 @@ def collect(runs: Sequence[Sequence[dict[str, Any]]]) -> Timings:
         seconds = info.get("seconds") or bench["stats"]["data"]
         unit = 1e6 / info["images"]
         variants = timings.setdefault((info["table"], info["comparison"]), {}).setdefault(info["threads"], {})
-        timing = variants.setdefault(info["variant"], Timing(info["role"], info["unit"], [], []))
+        timing = variants.setdefault(
+            info["variant"], Timing(info["role"], info["unit"], [], [], info.get("paired", False))
+        )
         timing.medians.append(statistics.median(seconds) * unit)
         timing.rounds.extend(value * unit for value in seconds)
     return timings
 
 
 def ratios(variants: Variants, peers: Iterable[str]) -> list[float]:
-    """Return, for each pass, the time of the fastest of the peers over that of vit_rs."""
+    """Return, for each pass, the time of the fastest of the peers over that of vit_rs.
+
+    Where the variants took turns, return the median of the rounds' ratios with its 95 % interval.
+    """
+    if ours(variants).paired:
+        rounds = zip(*(variants[peer].rounds for peer in peers), strict=True)
+        return interval([min(times) / own for times, own in zip(rounds, ours(variants).rounds, strict=True)])
     fastest = [min(times) for times in zip(*(variants[peer].medians for peer in peers), strict=True)]
     return [peer / own for peer, own in zip(fastest, ours(variants).medians, strict=True)]
+
+
+def interval(values: Sequence[float], samples: int = 2000) -> list[float]:
+    """Return the median between the ends of its 95 % interval: the percentile bootstrap's, always the same draws."""
+    draws = random.Random(0)
+    medians = sorted(statistics.median(draws.choices(values, k=len(values))) for _ in range(samples))
+    return [medians[samples * 25 // 1000], statistics.median(values), medians[samples * 975 // 1000]]
 
 
 def ours(variants: Variants) -> Timing:
