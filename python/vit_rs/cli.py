@@ -22,7 +22,7 @@ from vit_rs.training.run_folder import newest_unfinished, read_config
 from vit_rs.training.values import apply_settings, get_setting, parse_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vit_rs.training.config import TrainConfig
 
@@ -279,8 +279,8 @@ def _train(options: argparse.Namespace) -> int:
 def _resample(options: argparse.Namespace) -> int:
     from vit_rs.checkpoints import resize_checkpoint  # noqa: PLC0415  (torch is imported here)
 
-    try:
-        report = resize_checkpoint(
+    return _carry(
+        lambda: resize_checkpoint(
             options.source,
             img_size=options.img_size,
             patch_size=options.patch_size,
@@ -290,17 +290,14 @@ def _resample(options: argparse.Namespace) -> int:
             section=options.section,
             layout=options.layout,
         )
-    except ValueError as error:  # what was asked for is impossible
-        return _fail(str(error))
-    print(report)
-    return 0
+    )
 
 
 def _convert(options: argparse.Namespace) -> int:
     from vit_rs.checkpoints import convert  # noqa: PLC0415  (torch is imported here)
 
-    try:
-        report = convert(
+    return _carry(
+        lambda: convert(
             options.source,
             options.out,
             to=options.to,
@@ -310,6 +307,13 @@ def _convert(options: argparse.Namespace) -> int:
             section=options.section,
             layout=options.layout,
         )
+    )
+
+
+def _carry(checkpoint: Callable[[], object]) -> int:
+    """Change a checkpoint and print what happened."""
+    try:
+        report = checkpoint()
     except ValueError as error:  # what was asked for is impossible
         return _fail(str(error))
     print(report)

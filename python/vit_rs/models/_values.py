@@ -1,13 +1,40 @@
-"""Checks that the models' configurations share: one spelling per value, and errors that name field and value."""
+"""What the models' configurations share: the way to a dictionary and back, one spelling per value, and errors."""
 
 from __future__ import annotations
 
 import math
 import operator
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, cast
 
 from vit_rs.exceptions import ConfigError
 
-__all__ = ["choice", "flag", "integer", "number", "pair", "rate"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Self
+
+__all__ = ["Configuration", "choice", "flag", "integer", "number", "pair", "rate"]
+
+
+class Configuration:
+    """Base of the configurations, which are frozen dataclasses."""
+
+    @classmethod
+    def from_dict(cls, fields_by_name: Mapping[str, Any]) -> Self:
+        """Return the configuration that `to_dict` wrote; fields that are not given take their defaults.
+
+        Raises:
+            ConfigError: A key is no field, or a value is out of range.
+        """
+        unknown = sorted(fields_by_name.keys() - {field.name for field in fields(cast("Any", cls))})
+        if unknown:
+            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}")
+        return cls(**fields_by_name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that JSON can hold."""
+        return asdict(cast("Any", self))
 
 
 def integer(name: str, value: object, least: int) -> int:

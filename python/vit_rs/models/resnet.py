@@ -8,9 +8,9 @@ Letters: B batch, C channels, H x W positions of a feature map, F features, K cl
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,8 @@ from vit_rs.models.encoder import DropPath
 from vit_rs.models.initialisation import lecun_normal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from typing_extensions import Self
 
 __all__ = [
     "STANDARDIZATIONS",
@@ -60,7 +59,7 @@ STANDARDIZATIONS = {"timm": (1e-8, 0.0), "bit": (1e-10, 0.0), "flax": (1e-20, 1e
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(values.Configuration):
     """Configure a `BiTResNet`; the default is BiT's R50x1.
 
     Attributes:
@@ -97,22 +96,6 @@ class ResNetConfig:
             object.__setattr__(self, name, values.rate(name, getattr(self, name)))
         values.choice("padding", self.padding, ("fixed", "same"))
         values.choice("standardization", self.standardization, tuple(STANDARDIZATIONS))
-
-    @classmethod
-    def from_dict(cls, fields_by_name: Mapping[str, Any]) -> Self:
-        """Return the configuration that `to_dict` wrote; fields that are not given take their defaults.
-
-        Raises:
-            ConfigError: A key is no field, or a value is out of range.
-        """
-        unknown = sorted(fields_by_name.keys() - {field.name for field in fields(cls)})
-        if unknown:
-            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}")
-        return cls(**fields_by_name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary that JSON can hold."""
-        return asdict(self)
 
     @property
     def num_features(self) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, cast, overload
 
 import torch
@@ -35,9 +35,8 @@ from vit_rs.models.pos_encoding import (
 from vit_rs.ops.conventions import GRID_CONVENTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from typing_extensions import Self
 
 __all__ = ["ViTConfig", "VisionTransformer"]
 
@@ -47,7 +46,7 @@ _PLACEMENTS = ("stem", "every", "shared")
 
 
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(values.Configuration):
     """Configure a `VisionTransformer`; names, meanings and defaults are timm's, the default size is ViT-B/16.
 
     The paper's dropout rate p (table 3: after every dense layer except qkv, and after the position embedding)
@@ -208,22 +207,6 @@ class ViTConfig:
                 f"img_size {height}x{width} is not divisible by patch_size {p}x{q}: "
                 f"the nearest sizes that are: {_nearest(height, p)} high, {_nearest(width, q)} wide"
             )
-
-    @classmethod
-    def from_dict(cls, fields_by_name: Mapping[str, Any]) -> Self:
-        """Return the configuration that `to_dict` wrote; fields that are not given take their defaults.
-
-        Raises:
-            ConfigError: A key is no field, or a value is out of range.
-        """
-        unknown = sorted(fields_by_name.keys() - {field.name for field in fields(cls)})
-        if unknown:
-            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}")
-        return cls(**fields_by_name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary that JSON can hold."""
-        return asdict(self)
 
     @property
     def image_hw(self) -> tuple[int, int]:
