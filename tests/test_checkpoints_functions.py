@@ -138,11 +138,11 @@ def test_rows_stay_where_our_configuration_does(tmp_path: Path) -> None:
     assert torch.equal(load_model(out).eval()(IMAGES), model(IMAGES))
     assert torch.equal(load_model(out).pos_embed, model.pos_embed)
     # Under timm's other names for DINOv3 it would not fit.
-    rotary = ours(rope=True, pos_embed="none", init_values=0.1, qkv_bias=False)
+    rotary = ours(reg_tokens=2, rope=True, pos_embed="none", init_values=0.1, qkv_bias=False)
     save_checkpoint(path, rotary)
     convert(path, out, to="timm")
     assert metadata(out) == {"format": "pt"}
-    load_pretrained(ours(1, rope=True, pos_embed="none", init_values=0.1, qkv_bias=False), out)
+    load_pretrained(ours(1, reg_tokens=2, rope=True, pos_embed="none", init_values=0.1, qkv_bias=False), out)
 
 
 def test_others_read_the_files_metadata(tmp_path: Path) -> None:

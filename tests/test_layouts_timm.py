@@ -387,12 +387,19 @@ def test_rows_before_the_grid_are_those_of_timms_models(name, fields, rows, weig
     assert section.layout.prefix_rows(section.tensors) == rows == model.pos_embed.shape[1] - (SIDE // 16) ** 2
 
 
-def test_beit_is_not_taken_for_dinov3(randomised, weights_in_memory):
-    """It has the same factors and no table, but relative places, which would be lost."""
-    beit = randomised(timm.create_model("beit_base_patch16_224", img_size=32, depth=1, embed_dim=64, num_heads=1))
-    translation = translate(find_section(weights_in_memory(beit.state_dict())))
+@pytest.mark.parametrize(
+    ("name", "unknown"),
+    [
+        ("beit_base_patch16_224", "blocks.0.attn.relative_position_bias_table"),
+        ("vit_base_patch16_rope_224", "blocks.0.gamma_1"),
+    ],
+)
+def test_others_with_factors_are_not_taken_for_dinov3(name, unknown, randomised, weights_in_memory):
+    """BEiT's relative places would be lost, and the rotary ViT's frequencies are others."""
+    model = randomised(timm.create_model(name, img_size=32, depth=1, embed_dim=64, num_heads=1))
+    translation = translate(find_section(weights_in_memory(model.state_dict())))
     assert translation.section.layout.name != "timm-dinov3"
-    assert "blocks.0.attn.relative_position_bias_table" in translation.unknown
+    assert unknown in translation.unknown
 
 
 def test_a_bias_of_another_shape_is_an_error_of_the_file(randomised, weights_in_memory):

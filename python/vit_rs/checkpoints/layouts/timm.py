@@ -230,9 +230,11 @@ class TimmDinov3(Timm):
     name = "timm-dinov3"
 
     def recognises(self, tensors: Mapping[str, TensorInfo]) -> bool:
-        """By the factors' names, without a position table: places are rotary. BEiT has tables of relative places."""
-        relative = any(key.endswith("relative_position_bias_table") for key in tensors)
-        return "blocks.0.gamma_1" in tensors and "pos_embed" not in tensors and not relative
+        """By the factors' names beside registers, without a position table: places are rotary.
+
+        BEiT and timm's other rotary ViTs, whose frequencies no tensor tells, have no registers.
+        """
+        return "blocks.0.gamma_1" in tensors and "reg_token" in tensors and "pos_embed" not in tensors
 
     def anatomy(self, tensors: Mapping[str, TensorInfo]) -> Anatomy:
         """Count blocks."""
