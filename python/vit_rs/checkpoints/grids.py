@@ -19,7 +19,7 @@ from vit_rs.ops import resample_abs_pos_embed, resample_patch_embed
 from vit_rs.ops.conventions import PATCH_CONVENTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -301,5 +301,5 @@ def _is_square(count: int) -> bool:
     return count > 0 and math.isqrt(count) ** 2 == count
 
 
-def _keys(tokens: object) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(token.key for token in tokens))  # type: ignore[attr-defined]
+def _keys(tokens: Iterable[Token]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(token.key for token in tokens))
