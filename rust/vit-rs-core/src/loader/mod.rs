@@ -102,7 +102,7 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A worker's panic is caught outside the lock, and no update of the state can panic half-way.
+        // A panic of the source under the lock is caught there, and no other update of the state can panic half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -37,16 +37,18 @@ impl Shared {
             if state.closing {
                 return None;
             }
-            match self.next_job(&mut state) {
-                Ok(Some(job)) => return Some(job),
-                Ok(None) => {
+            // Caught under the lock: nobody may see the epoch as a panic of the source left it.
+            let bug = match catch_unwind(AssertUnwindSafe(|| self.next_job(&mut state))) {
+                Ok(Ok(Some(job))) => return Some(job),
+                Ok(Ok(None)) => {
                     state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    continue;
                 }
-                Err(bug) => {
-                    self.fail(state, bug.to_owned());
-                    state = self.lock();
-                }
-            }
+                Ok(Err(bug)) => bug.to_owned(),
+                Err(panic) => Error::panic_text(&*panic),
+            };
+            self.fail(state, bug);
+            state = self.lock();
         }
     }
 
