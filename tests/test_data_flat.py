@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import tarfile
@@ -70,6 +71,7 @@ def source(kind: str, root, images: list[bytes]):
 
 def usage() -> tuple[int, int, int]:
     """Resident bytes, threads, descriptors."""
+    gc.collect()  # what earlier tests left to it
     with open("/proc/self/statm", encoding="ascii") as file:
         resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resident, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))

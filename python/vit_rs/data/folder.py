@@ -13,7 +13,7 @@ from vit_rs._core import IMAGE_EXTENSIONS, decode_image, scan_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ImageFolder"]
+__all__ = ["ImageFolder", "image_files"]
 
 # A scan waits for disks more than it computes: more threads than cores.
 _SCANNING_THREADS = 16
@@ -72,3 +72,24 @@ class ImageFolder:
 
     def __repr__(self) -> str:
         return f"ImageFolder({self.root!r}: {len(self)} images, {len(self.classes)} classes)"
+
+
+def image_files(root: str | os.PathLike[str]) -> list[str]:
+    """Return the paths of the images at any depth below a folder, by their endings, folders and files in sorted order.
+
+    Args:
+        root: the folder. Links to folders are not followed.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[str] = []
+    for folder, subfolders, names in os.walk(root, onerror=fail):
+        subfolders.sort()
+        named = (name for name in sorted(names) if name.lower().endswith(tuple(IMAGE_EXTENSIONS)))
+        found += [str(Path(folder, name)) for name in named]
+    return found

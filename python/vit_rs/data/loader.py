@@ -12,6 +12,7 @@ import torch
 from vit_rs import distributed
 from vit_rs._core import MAX_PIXELS, FeedError, Loader
 from vit_rs.data import explanation
+from vit_rs.data.device_copies import CudaCopier, copied_ahead
 from vit_rs.data.order import share, share_length
 from vit_rs.data.sources import open_source
 from vit_rs.data.statistics import LoaderStats
@@ -19,7 +20,7 @@ from vit_rs.data.threads import default_threads
 from vit_rs.transforms.lowering import is_multi, lower_views
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -75,8 +76,8 @@ class ImageLoader:
         drop_last: leave out a last batch that is not full.
         dtype: type of the images; None = the transform's. float16 and bfloat16 are rounded once, from float32.
         layout: "NCHW", "NHWC" or Patches(patch_size, order=...).
-        device: where the tensors are handed over. CUDA batches are pinned and copied asynchronously on the current
-            stream.
+        device: where the tensors are handed over. CUDA batches are pinned and copied on a stream of their own, one
+            batch ahead; the stream that is current when a batch is taken waits for its copy, the CPU does not.
         rank: this process's share; None = torch.distributed's, if it is initialised, else 0.
         world_size: number of shares. Without `drop_last`, the first samples are repeated until shares are equal, as
             torch's DistributedSampler does.
@@ -216,10 +217,25 @@ class ImageLoader:
         return self._batches(self._iteration)
 
     def _batches(self, iteration: int) -> Iterator[tuple[Any, ...]]:
+        made: Iterator[Sequence[torch.Tensor]] = self._made(iteration)
+        if self.device.type == "cuda":
+            made = copied_ahead(made, CudaCopier(self.device))
+        for tensors in made:
+            self._check_running(iteration)  # what was copied ahead may be of an iteration that has ended
+            self._yielded += 1
+            views = len(self._dtypes)
+            yield (tuple(tensors[:views]), *tensors[views:]) if self._multi else tuple(tensors)
+        self._stand(self._epoch + 1)
+
+    def _check_running(self, iteration: int) -> None:
+        if iteration != self._iteration:
+            what = "the ImageLoader was closed" if self._closed else "the same ImageLoader was started or set anew"
+            raise RuntimeError(f"this iteration ended when {what}")
+
+    def _made(self, iteration: int) -> Iterator[list[torch.Tensor]]:
+        """Yield each batch as it is made: views, labels and, where they are asked for, indices."""
         while True:
-            if iteration != self._iteration:
-                what = "the ImageLoader was closed" if self._closed else "the same ImageLoader was started or set anew"
-                raise RuntimeError(f"this iteration ended when {what}")
+            self._check_running(iteration)
             failure = None
             try:
                 batch = self._loader.next_batch()
@@ -231,9 +247,7 @@ class ImageLoader:
                 # Outside the handler: the exception keeps its own context.
                 raise self._feeder.error(*failure)
             if batch is None:
-                self._stand(self._epoch + 1)
                 return
-            self._yielded += 1
             views, positions, labels = batch
             yield self._tensors(views, positions, self._labels[positions] if labels is None else labels)
 
@@ -244,22 +258,17 @@ class ImageLoader:
 
     def _tensors(
         self, views: list[np.ndarray[Any, Any]], positions: Index, labels: np.ndarray[Any, np.dtype[np.int64]]
-    ) -> tuple[Any, ...]:
-        typed = zip(views, self._dtypes, strict=True)
-        images = tuple(self._handed_over(torch.from_numpy(view), dtype) for view, dtype in typed)
-        others = [torch.from_numpy(labels)]
+    ) -> list[torch.Tensor]:
+        tensors = [torch.from_numpy(view) for view in views]
+        # The core writes half types as their bits.
+        tensors = [
+            tensor.view(dtype) if tensor.dtype == torch.uint16 else tensor
+            for tensor, dtype in zip(tensors, self._dtypes, strict=True)
+        ]
+        tensors.append(torch.from_numpy(labels))
         if self.return_index:
-            others.append(torch.from_numpy(positions.astype(np.int64)))
-        return images if self._multi else images[0], *(self._handed_over(other) for other in others)
-
-    def _handed_over(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        if tensor.dtype == torch.uint16 and dtype is not None:
-            tensor = tensor.view(dtype)
-        if self.device.type == "cuda":
-            # A batch's own memory is reused as soon as its tensor is gone; pinned copies come from torch's caching
-            # allocator, which waits for the copy to the device.
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor if self.device.type == "cpu" else tensor.to(self.device)
+            tensors.append(torch.from_numpy(positions.astype(np.int64)))
+        return tensors if self.device.type in ("cpu", "cuda") else [tensor.to(self.device) for tensor in tensors]
 
     def _order(self) -> Index:
         if self.shuffle:
