@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import torch
 
 from vit_rs.checkpoints.state import load_state
 from vit_rs.cli import main
-from vit_rs.evaluation import evaluate
+from vit_rs.evaluation import evaluate, extract_features
 from vit_rs.training import loop
 
 SETTINGS = (
@@ -61,6 +62,7 @@ def fewshot_result(stage, *args, original=loop.fewshot_result, **kwargs):
     return original(stage, *args, **kwargs)
 
 loop.StageLoop._train_step = train_step
+loop._SAVING_SHARE = float("inf")
 loop.fewshot_result = fewshot_result
 sys.exit(main(sys.argv[3:]))
 """
@@ -69,6 +71,11 @@ sys.exit(main(sys.argv[3:]))
 def command(folder, *settings):
     asked = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
     return ["train", "--out", str(folder), *asked]
+
+
+def newest(folder):
+    [path] = (folder / "states").iterdir()
+    return load_state(path)
 
 
 def killed(name, place, arguments):
@@ -95,9 +102,10 @@ def assert_same_run(one, other):
 
 @pytest.fixture(scope="module", autouse=True)
 def undrawn():
-    """Runs without figures, which take longer than a tiny run."""
+    """Runs without figures, which take longer than a tiny run; states are saved whenever one is due."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vit_rs.cli._draw", lambda _folder: ())
+        patch.setattr("vit_rs.cli.train._draw", lambda _folder: ())
+        patch.setattr(loop, "_SAVING_SHARE", math.inf)  # a state where one is due, however short the run
         yield
 
 
@@ -109,14 +117,15 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-@pytest.mark.parametrize("save_seconds", [0, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("save_seconds", [0, 1000])
 def test_killed_and_resumed_is_uninterrupted(uninterrupted, tmp_path, save_seconds, capsys):
     folder = tmp_path / "run"
     killed("pretrain", 38, command(folder, f"save_seconds={save_seconds}"))
-    assert load_state(folder / "state.pt")["step"] == (37 if save_seconds == 0 else STEPS_PER_EPOCH)
+    assert newest(folder)["step"] == (37 if save_seconds == 0 else STEPS_PER_EPOCH)
     killed("pretrain", "fewshot", ["train", "--resume", "--out", str(folder)])
     killed("finetune", 40, ["train", "--resume", "--out", str(folder)])
-    state = load_state(folder / "state.pt")
+    state = newest(folder)
     assert (state["stage"], state["step"]) == (1, 39 if save_seconds == 0 else STEPS_PER_EPOCH)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tr')  # as if killed while writing
@@ -128,8 +137,8 @@ def test_killed_and_resumed_is_uninterrupted(uninterrupted, tmp_path, save_secon
 @pytest.mark.parametrize(
     ("name", "step", "signum"),
     [
-        ("pretrain", 2, signal.SIGINT),
-        ("pretrain", STEPS_PER_EPOCH, signal.SIGTERM),
+        pytest.param("pretrain", 2, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("pretrain", STEPS_PER_EPOCH, signal.SIGTERM, marks=pytest.mark.slow),
         ("finetune", 33, signal.SIGTERM),
     ],
 )
@@ -147,27 +156,36 @@ def test_a_signal_saves_first(uninterrupted, tmp_path, monkeypatch, capsys, *, n
     last = capsys.readouterr().err.splitlines()[-1]
     how = f"go on with: vit-rs train --resume --out {folder}"
     assert last == f"vit-rs: stopped by {signum.name}, and saved; {how}"
-    assert load_state(folder / "state.pt")["step"] == step
+    assert newest(folder)["step"] == step
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert main(["train", "--resume", "--out", str(folder)]) == 0
     assert_same_run(folder, uninterrupted)
 
 
-def test_a_signal_during_a_test_stops_at_once(uninterrupted, tmp_path, monkeypatch):
+def test_a_signal_during_a_test_or_the_features_saves_first(uninterrupted, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    calls = []
+    signums = {"evaluate": iter((None, signal.SIGINT)), "extract_features": iter((None, None, signal.SIGTERM))}
 
-    def interrupted_evaluate(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            signal.raise_signal(signal.SIGINT)
-        return evaluate(*args, **kwargs)
+    def interrupted(name, original):
+        def examine(*args, **kwargs):
+            signum = next(signums[name], None)
+            if signum is not None:
+                signal.raise_signal(signum)
+            return original(*args, **kwargs)
+
+        return examine
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", interrupted_evaluate)
+        patch.setattr(loop.Run, "save_due", lambda *_: False)  # as if saving took long
+        for name, original in (("evaluate", evaluate), ("extract_features", extract_features)):
+            patch.setattr(f"vit_rs.training.shared_evaluation.{name}", interrupted(name, original))
+        resume = ["train", "--resume", "--out", str(folder)]
         assert main(command(folder)) == 130
-    assert load_state(folder / "state.pt")["step"] == 3 * STEPS_PER_EPOCH
-    assert main(["train", "--resume", "--out", str(folder)]) == 0
+        assert newest(folder)["step"] == 3 * STEPS_PER_EPOCH
+        assert main(resume) == 143
+        state = newest(folder)
+        assert (state["stage"], state["step"]) == (1, 2 * STEPS_PER_EPOCH)
+        assert main(resume) == 0
     assert_same_run(folder, uninterrupted)
 
 
@@ -178,6 +196,7 @@ def test_a_signal_before_training_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_again(uninterrupted, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -201,7 +220,7 @@ def test_the_number_of_torch_threads_is_kept(uninterrupted, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(loop.StageLoop, "_train_step", train_step)
         assert main(command(folder)) == 143
-    assert load_state(folder / "state.pt")["identity"]["torch_threads"] == 1
+    assert newest(folder)["identity"]["torch_threads"] == 1
     assert torch.get_num_threads() == threads
 
 
@@ -215,10 +234,11 @@ def test_a_damaged_state_is_refused(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(loop.StageLoop, "_train_step", train_step)
         main(command(folder))
-    (folder / "state.pt").write_bytes(b"nonsense")
+    (folder / "states/step-000000001.pt").write_bytes(b"nonsense")
     capsys.readouterr()
     assert main(["train", "--resume", "--out", str(folder)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("vit-rs: error: ")
-    assert "state.pt" in error
+    assert "step-000000001.pt" in error
+    assert "there is no other state" in error
     assert error.count("\n") == 1

@@ -12,15 +12,10 @@ import torch
 from PIL import Image
 
 from vit_rs.data import ImageLoader
+from vit_rs.data.splits import first_of_each_class, split_by_class
 from vit_rs.exceptions import ConfigError, DatasetError
 from vit_rs.training import DataConfig
-from vit_rs.training.sources import (
-    eval_transform,
-    first_of_each_class,
-    open_sources,
-    split_by_class,
-    train_transform,
-)
+from vit_rs.training.sources import eval_transform, open_sources, train_transform
 
 
 def image_folder(root, counts, size=(40, 30)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "DatasetError", "DecodeError", "VitRsError"]
+__all__ = ["CheckpointError", "ConfigError", "DatasetError", "DecodeError", "OtherProcessError", "VitRsError"]
 
 
 class VitRsError(Exception):
@@ -27,3 +27,7 @@ class CheckpointError(VitRsError, ValueError):
 
 class ConfigError(VitRsError, ValueError):
     """A training configuration or run folder is not usable; the message names the setting."""
+
+
+class OtherProcessError(VitRsError):
+    """Another process of a distributed run failed, which tells of it itself; the message names it, and says what."""

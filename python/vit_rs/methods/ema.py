@@ -62,6 +62,10 @@ class EMA(Generic[Model]):
         if not isinstance(weights, dict) or not isinstance(updates, int):
             raise TypeError(f"expected weights and a number, got {type(weights)} and {type(updates)}")
         self.model.load_state_dict(weights)
+        self.resume(updates)
+
+    def resume(self, updates: int) -> None:
+        """Go on as after so many updates, whose average is in the model already."""
         self.updates = updates
         self._average.n_averaged.fill_(max(1, updates))
 

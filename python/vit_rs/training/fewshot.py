@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from vit_rs.evaluation import extract_features, fewshot_lsr
-from vit_rs.training.sources import first_of_each_class
-from vit_rs.training.stages import pairs
+from vit_rs.data.splits import first_of_each_class
+from vit_rs.evaluation import fewshot_lsr
+from vit_rs.training.shared_evaluation import shared_features
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from vit_rs.data import ImageLoader
@@ -27,9 +29,15 @@ def fewshot_images(stage: Stage) -> int:
 
 
 def fewshot_result(
-    stage: Stage, model: torch.nn.Module, test_loader: ImageLoader, *, device: torch.device
+    stage: Stage, model: torch.nn.Module, test_loader: ImageLoader, *, go_on: Callable[[], None]
 ) -> dict[str, Any]:
     """Return the few-shot accuracy of the model's features: closed-form ridge regression, as in the paper.
+
+    Args:
+        stage: the stage.
+        model: as `Parallel.examining` gives it.
+        test_loader: the stage's.
+        go_on: as in `shared_features`.
 
     Returns:
         shots, top1 (0..1, mean over the seeds), top1_per_seed; or "skipped": the reason why there is
@@ -47,10 +55,11 @@ def fewshot_result(
         name = stage.sources.classes[label]
         return {"skipped": f"class {name!r} has {fewest} training image(s), fewer than {evaluation.shots}"}
     with stage.fewshot_loader(pool) as loader:
-        train = extract_features(model, pairs(loader), device=device)
-    test = extract_features(model, pairs(test_loader), device=device)
-    result = fewshot_lsr(*train, *test, shots=(evaluation.shots,), seeds=evaluation.fewshot_seeds)
-    scores = result[evaluation.shots]
+        train = shared_features(stage, model, loader, images=len(pool), go_on=go_on)
+    test = shared_features(stage, model, test_loader, images=len(stage.sources.test), go_on=go_on)
+    scores = stage.parallel.from_main(
+        lambda: fewshot_lsr(*train, *test, shots=(evaluation.shots,), seeds=evaluation.fewshot_seeds)
+    )[evaluation.shots]
     return {"shots": evaluation.shots, "top1": scores["top1"], "top1_per_seed": scores["per_seed"]}
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM (Ctrl-C, a cluster's pre-emption): finish the step, save, then stop."""
+"""SIGINT and SIGTERM (Ctrl-C, a cluster's pre-emption): finish the step or the batch of a test, save, then stop."""
 
 from __future__ import annotations
 
@@ -33,11 +33,17 @@ class SignalGuard:
     each step; elsewhere `Interrupted` is raised on the spot. A second signal acts as if there were no guard:
     it ends the process at once. Outside of the main thread, where Python does not let handlers be set, the
     guard does nothing.
+
+    Args:
+        supervised: whether a launcher started this process. A cluster signals both, and the launcher passes on what it
+            gets: one SIGTERM comes twice. So a second one is ignored here; SIGINT still ends the process at once, and
+            the launcher itself, SIGKILL sent, one that does not end within half a minute.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, *, supervised: bool = False) -> None:
+        self._supervised = supervised
         self.pending: int | None = None
         self.deferred = False
         self._previous: dict[int, object] = {}
@@ -53,18 +59,14 @@ class SignalGuard:
     ) -> None:
         self._restore()
 
-    def raise_if_pending(self) -> None:
-        """Raise `Interrupted` if a signal came while it was deferred."""
-        if self.pending is not None:
-            raise Interrupted(self.pending)
-
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        self._restore()
+        if self.pending is not None:
+            return  # SIGTERM again, from the launcher
+        self._restore(but=signal.SIGTERM if self._supervised else None)
         self.pending = signum
         if not self.deferred:
             raise Interrupted(signum)
 
-    def _restore(self) -> None:
-        for signum, previous in self._previous.items():
-            signal.signal(signum, previous)  # type: ignore[arg-type]  # what signal.signal returned
-        self._previous.clear()
+    def _restore(self, *, but: int | None = None) -> None:
+        for signum in [signum for signum in self._previous if signum != but]:
+            signal.signal(signum, self._previous.pop(signum))  # type: ignore[arg-type]  # what signal.signal returned

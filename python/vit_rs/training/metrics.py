@@ -11,6 +11,7 @@ import os
 from typing import IO, TYPE_CHECKING, Any
 
 from vit_rs.exceptions import CheckpointError
+from vit_rs.training.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,12 +25,13 @@ class MetricsLog:
     Args:
         path: the file; it is made where it does not exist.
         keep: number of records that the checkpoint knows of; later ones, and a torn last line, are cut off.
+        tensorboard: folder where the records are written for TensorBoard too; None writes none.
 
     Raises:
         CheckpointError: if the file holds fewer whole records than the checkpoint knows of.
     """
 
-    def __init__(self, path: Path, *, keep: int = 0) -> None:
+    def __init__(self, path: Path, *, keep: int = 0, tensorboard: Path | None = None) -> None:
         path.touch()
         with path.open("rb+") as file:
             for kept in range(keep):
@@ -38,23 +40,43 @@ class MetricsLog:
             file.truncate(file.tell())
         self.count = keep
         self._file: IO[str] = path.open("a", encoding="utf-8", newline="\n")
+        self._board = None if tensorboard is None else TensorBoard(tensorboard, read_metrics(path))
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record; a reader sees it at once."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         self.count += 1
+        if self._board is not None:
+            self._board.append(record)
 
     def sync(self) -> None:
         """Wait until the records are on the disk: before a checkpoint that counts them is written."""
         os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return all whole records of a file; a torn last line is left out."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    """Return all whole records of a file; a torn last line is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: a line is no record.
+    """
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:  # of JSON or of UTF-8
+            raise CheckpointError(f"{path}: line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{path}: line {number}: expected a JSON object, got {line[:80]!r}")
+        records.append(record)
+    return records

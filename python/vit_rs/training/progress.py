@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from vit_rs.training.optim import build_optimizer
+from vit_rs.training.engine import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +65,8 @@ class Workload:
         for stage, seconds in zip(stages, image_seconds, strict=True):
             tests = -(-stage.epochs // stage.config.evaluation.every_epochs)
             forward_images = tests * len(stage.sources.test)
-            trained = seconds * (stage.epochs * stage.epoch_images + _FORWARD_SHARE * forward_images)
+            images = stage.steps * stage.epoch_images / stage.steps_per_epoch
+            trained = seconds * (images + _FORWARD_SHARE * forward_images)
             self._starts.append(end)
             # Tests are spread over the steps: the bar then moves evenly.
             self._step_seconds.append(trained / stage.steps)
@@ -85,14 +87,16 @@ class Workload:
 def measure(stage: Stage, *, seconds: float) -> float:
     """Return the seconds that one training image takes, loading included, from a few real steps.
 
-    Nothing of it stays: model, optimizer and loader are thrown away.
+    Nothing of it stays: model, optimizer and loader are thrown away. All processes of a run do it together.
 
     Args:
         stage: the stage.
         seconds: time to spend, beyond two steps on few images.
     """
-    model = stage.build_model().to(stage.config.device)
-    optimizer = build_optimizer(model, stage.optim)
+    parallel = stage.parallel
+    # Compiling takes longer than it is measured.
+    plain = dataclasses.replace(stage, config=dataclasses.replace(stage.config, compile=False))
+    engine = Engine(plain, stage.build_model().to(parallel.device))
     images_seen, start = 0, 0.0
     with stage.train_loader() as loader:
         for step, batch in enumerate(loader):
@@ -102,19 +106,16 @@ def measure(stage: Stage, *, seconds: float) -> float:
                 # on few images, since with a large model on a CPU one step can take a minute.
                 images, labels = images[:_PROBE_IMAGES], labels[:_PROBE_IMAGES]
             begin = time.perf_counter()
-            optimizer.zero_grad(set_to_none=True)
-            loss = stage.method.loss(model, images, labels, step=step)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            loss, _ = engine.step(images, labels, step)
             loss.item()  # wait for an asynchronous device
             now = time.perf_counter()
             if step < _PROBE_STEPS:
-                start, probe = now, (now - begin) / len(labels)
-                if step == _PROBE_STEPS - 1 and probe * stage.batch_size > seconds:
+                start, probe = now, (now - begin) / (max(1, len(labels)) * parallel.world_size)
+                if step == _PROBE_STEPS - 1 and parallel.any(probe * stage.batch_size > seconds):
                     return probe
                 continue
-            images_seen += len(labels)
-            if now - start > seconds:
+            images_seen += len(labels) * parallel.world_size
+            if parallel.any(now - start > seconds):
                 break
     return (now - start) / images_seen if images_seen else probe
 

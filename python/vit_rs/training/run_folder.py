@@ -2,8 +2,10 @@
 
 config.json          what was run, complete
 metrics.jsonl        one record a line: training, evaluations, results
-state.pt             everything needed to go on: weights, optimizer, positions, random numbers
+tensorboard/         the same for TensorBoard, where tensorboard=true asks for it
+states/              everything needed to go on: weights, optimizer, positions, random numbers; see `states.py`
 model.safetensors    the trained model; model-NNNpx.safetensors: the same fine-tuned at NNN pixels
+model-best.safetensors   where it was asked for: the weights with the best test accuracy
 summary.json, summary.md, figures/
 """
 
@@ -41,14 +43,17 @@ class RunFolder:
     """A run's folder, held by this process until it is closed; a context manager.
 
     Make one with `create` or `reopen`. On systems with `flock` a second process is refused while the first
-    holds the folder; elsewhere two processes in one folder are not noticed.
+    holds the folder; elsewhere two processes in one folder are not noticed. Where several processes train together the
+    first one holds it, and the others take part in it (`shared`).
     """
 
-    def __init__(self, path: Path, *, created: list[Path]) -> None:
+    def __init__(self, path: Path, *, created: list[Path], held: bool = True) -> None:
         self.path = path
         self._created = created  # outermost first
+        self._held = held
         self._lock: int | None = None
-        self._acquire()
+        if held:
+            self._acquire()
 
     @classmethod
     def create(cls, config: TrainConfig, out: Path | None) -> RunFolder:
@@ -82,6 +87,11 @@ class RunFolder:
             raise FileNotFoundError(errno.ENOENT, "no run to resume: there is no such file", str(path / _CONFIG))
         return cls(path, created=[])
 
+    @classmethod
+    def shared(cls, path: Path) -> RunFolder:
+        """Return the folder that the first process of this run holds: for reading, nothing is written or removed."""
+        return cls(path, created=[], held=False)
+
     def __enter__(self) -> Self:
         return self
 
@@ -91,14 +101,19 @@ class RunFolder:
         self.close()
 
     @property
-    def state(self) -> Path:
-        """Where the resumable state is."""
-        return self.path / "state.pt"
+    def states(self) -> Path:
+        """Where the resumable states are."""
+        return self.path / "states"
 
     @property
     def metrics(self) -> Path:
         """Where the records are."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where the records are for TensorBoard, if that is asked for."""
+        return self.path / "tensorboard"
 
     @property
     def summary(self) -> Path:
@@ -116,12 +131,16 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file in the folder whole or not at all."""
+        if not self._held:
+            return
         from vit_rs.checkpoints.atomic import atomic_write  # noqa: PLC0415  (torch is needed only from here on)
 
         atomic_write(self.path / name, text.encode())
 
     def discard(self) -> None:
         """Remove what this run has made: the folder's contents, and the folders that did not exist before."""
+        if not self._held:
+            return
         for entry in self.path.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)

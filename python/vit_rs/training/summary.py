@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vit_rs import __version__
+from vit_rs import __version__, distributed
 from vit_rs.training.progress import clock, threads
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["build_summary", "summary_markdown", "summary_table"]
 
 _HEADER = ("stage", "image", "epochs", "test top-1", "few-shot top-1", "checkpoint")
+
+# Unreadable images that a summary names.
+_EXAMPLES = 10
 
 
 def build_summary(
@@ -39,8 +42,9 @@ def build_summary(
         first, last = tests[0], tests[-1]
         if first["step"] == 0:
             stage["top1_before"] = first["test_top1"]
-        stage |= {"top1": last["test_top1"], "loss": last["test_loss"], "time": result["time"]}
-        stages.append(stage)
+        stage |= {"top1": last["test_top1"], "loss": last["test_loss"], "test_images": last["test_images"]}
+        stages.append({**stage, "time": result["time"]})
+    unreadable = [record for record in records if record["kind"] == "unreadable"]
     return {
         "recipe": config.recipe,
         "seed": config.seed,
@@ -49,6 +53,9 @@ def build_summary(
             "train_images": len(sources.train),
             "test_images": len(sources.test),
             "classes": sources.classes,
+            # Attempts: an image fails anew in each epoch.
+            "unreadable": sum(record["images"] for record in unreadable),
+            "unreadable_examples": sorted({line for record in unreadable for line in record["examples"]})[:_EXAMPLES],
         },
         "stages": stages,
         "time": {"seconds": seconds},
@@ -58,6 +65,7 @@ def build_summary(
             "python": platform.python_version(),
             "machine": platform.machine(),
             "device": config.device,
+            "processes": distributed.world_size(),
             "torch_threads": torch.get_num_threads(),
         },
     }
@@ -90,7 +98,15 @@ def summary_markdown(summary: dict[str, Any], figures: Sequence[str]) -> str:
         *("| " + " | ".join(row) + " |" for row in _rows(summary)),
         "",
     ]
+    data = summary["data"]
+    if data["unreadable"]:
+        times = f"{data['unreadable']:,} time{'s' if data['unreadable'] > 1 else ''}"
+        lines += [f"A training image could not be read {times}; for example:", ""]
+        lines += [*(f"- {line}" for line in data["unreadable_examples"]), ""]
     for stage in summary["stages"]:
+        if stage["test_images"] < data["test_images"]:
+            tested = f"tested on {stage['test_images']:,} of {data['test_images']:,} images"
+            lines += [f"{stage['stage']}: {tested}; the others could not be read.", ""]
         if "skipped" in stage["fewshot"]:
             lines += [f"{stage['stage']}: no few-shot result: {stage['fewshot']['skipped']}.", ""]
     machine = f"{environment['device']}, {threads(environment['torch_threads'])}, {environment['machine']}"

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 __all__ = [
     "apply_settings",
     "convert_json",
+    "describe_type",
     "get_setting",
+    "leaves",
     "parse_settings",
     "parse_value",
     "setting_names",
     "type_hints",
+    "write_value",
 ]
 
 Config = TypeVar("Config")
@@ -42,7 +45,7 @@ def parse_settings(config: TrainConfig, settings: Sequence[str]) -> dict[str, An
         ConfigError: if a text has no "=", names an unknown setting (near names are listed), names one twice,
             or if its value does not have the field's type.
     """
-    known = dict(_leaves(type(config), ""))
+    known = dict(leaves(type(config)))
     del known["recipe"]  # chosen by name, not set
     values: dict[str, Any] = {}
     for setting in settings:
@@ -60,20 +63,11 @@ def parse_settings(config: TrainConfig, settings: Sequence[str]) -> dict[str, An
 
 def setting_names(cls: Any) -> list[str]:
     """Return the path of every setting of a configuration class."""
-    return [path for path, _ in _leaves(cls, "")]
+    return [path for path, _ in leaves(cls)]
 
 
 def apply_settings(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
-    """Return `config` with the settings at the given paths replaced.
-
-    A named `model.size` brings its width, depth and heads along, unless they are set too; setting one of
-    these three alone makes the size "custom".
-    """
-    size = values.get("model.size")
-    if size is not None:
-        config = dataclasses.replace(config, model=config.model.resized(size))
-    elif values.keys() & {"model.embed_dim", "model.depth", "model.num_heads"}:
-        config = dataclasses.replace(config, model=config.model.resized("custom"))
+    """Return `config` with the settings at the given paths replaced."""
     for path, value in values.items():
         config = _replaced(config, path.split("."), value)
     return config
@@ -90,94 +84,112 @@ def get_setting(config: TrainConfig, path: str) -> Any:
 def parse_value(text: str, hint: Any, where: str) -> Any:
     """Return the value that `text` writes for a field of type `hint`.
 
-    "none" is None where that is allowed; a tuple is written with commas.
+    "none" or "null" is None where that is allowed ("none" may be a field's own word, as in model.pos_embed: "null" then
+    is None); a tuple is written with commas.
 
     Raises:
         ConfigError: naming `where`, what was got and what was expected.
     """
-    options = _union(hint)
-    if type(None) in options and text.lower() == "none":
-        return None
-    hint = next(option for option in options if option is not type(None))
+    whole, (hint, optional) = hint, _required(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if text in arguments:
-            return text
-    elif origin is tuple:
+    words = arguments if origin is Literal else ()
+    if text in words:
+        return text
+    if optional and text.lower() in ("none", "null"):
+        return None
+    if origin is tuple:
         parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
         if arguments[-1] is Ellipsis or len(parts) == len(arguments):
             return tuple(parse_value(part, arguments[0], where) for part in parts)
     elif hint is str:
-        return text
+        if text:
+            return text
     elif hint is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
-    else:
+    elif not words:
         value = _number(text, hint)
         if value is not None:
             return value
-    raise ConfigError(f"{where}: expected {_describe(hint, options)}, got {text!r}")
+    raise ConfigError(f"{where}: expected {describe_type(whole)}, got {text!r}")
 
 
 def convert_json(value: Any, hint: Any, where: str) -> Any:
     """Return a JSON value as the field type `hint` wants it: lists become tuples, whole numbers floats.
 
+    Tuples may be tuples already, as in a dataclass; numbers are finite.
+
     Raises:
         ConfigError: naming `where`, what was got and what was expected.
     """
-    options = _union(hint)
-    if value is None and type(None) in options:
+    whole, (hint, optional) = hint, _required(hint)
+    if value is None and optional:
         return None
-    hint = next(option for option in options if option is not type(None))
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value in arguments:
             return value
     elif origin is tuple:
-        if isinstance(value, list) and (arguments[-1] is Ellipsis or len(value) == len(arguments)):
+        if isinstance(value, list | tuple) and (arguments[-1] is Ellipsis or len(value) == len(arguments)):
             return tuple(convert_json(part, arguments[0], where) for part in value)
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+        number = None if isinstance(value, bool) or not isinstance(value, int | float) else _number(value, float)
+        if number is not None:
+            return number
     elif type(value) is hint:  # not isinstance: True is an int
         return value
-    raise ConfigError(f"{where}: expected {_describe(hint, options)}, got {value!r}")
+    raise ConfigError(f"{where}: expected {describe_type(whole)}, got {value!r}")
 
 
-def _number(text: str, hint: Any) -> float | int | None:
-    """Return `text` as a finite number of the type, or None."""
+def _number(written: str | float, hint: Any) -> float | int | None:
+    """Return a text or number as a finite number of the type, or None."""
     try:
-        value: float | int = hint(text)
-    except ValueError:
+        value: float | int = hint(written)
+    except (ValueError, OverflowError):  # the latter of integers beyond every float
         return None
     return value if math.isfinite(value) else None
 
 
-def _union(hint: Any) -> tuple[Any, ...]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
+def _required(hint: Any) -> tuple[Any, bool]:
+    """Return a field's type without None, and whether it may be None."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint, False
+    options = typing.get_args(hint)
+    return next(option for option in options if option is not type(None)), type(None) in options
 
 
-def _describe(hint: Any, options: tuple[Any, ...]) -> str:
+def describe_type(hint: Any) -> str:
+    """Return what a field of type `hint` takes, in words: "an integer or none"."""
+    hint, optional = _required(hint)
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         text = "one of " + ", ".join(arguments)
     elif origin is tuple:
-        element = {int: "integers", float: "numbers"}[arguments[0]]
+        element = {int: "integers", float: "numbers", str: "texts"}[arguments[0]]
         count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
         text = f"{count}{element} with commas between them"
     else:
         text = names[hint]
-    return f"{text} or none" if type(None) in options else text
+    if optional:
+        return text + (" or null" if origin is Literal and "none" in arguments else " or none")
+    return text
 
 
-def _leaves(cls: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield (path, type) of every setting that is not itself a group of settings."""
+def write_value(value: Any, hint: Any) -> str:
+    """Return a value as `parse_value` reads it for a field of type `hint`."""
+    if value is None:
+        return "null" if "none" in typing.get_args(_required(hint)[0]) else "none"
+    if isinstance(value, tuple):
+        return ",".join(write_value(part, typing.get_args(_required(hint)[0])[0]) for part in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def leaves(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, type) of every setting of a configuration class that is not itself a group of settings."""
     for name, hint in type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
-            yield from _leaves(hint, f"{prefix}{name}.")
+            yield from leaves(hint, f"{prefix}{name}.")
         else:
             yield prefix + name, hint
 

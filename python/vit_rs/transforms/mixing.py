@@ -17,19 +17,25 @@ __all__ = ["CutMix", "MixUp", "paste"]
 
 
 def paste(
-    images: torch.Tensor, partners: torch.Tensor, rows: tuple[int, int], columns: tuple[int, int]
+    images: torch.Tensor,
+    order: torch.Tensor,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    *,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:
     """Return images with a rectangle of their partners pasted in, and the share of their area that is left.
 
     Args:
         images: (B, C, H, W); not written to.
-        partners: the same.
+        order: number of each image's partner, int64, (B,).
         rows: first row of the rectangle and the first one below it.
         columns: first column of the rectangle and the first one right of it.
+        out: memory for what is returned, as `images`; None takes new.
     """
     (top, bottom), (left, right) = rows, columns
-    mixed = images.clone()
-    mixed[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
+    mixed = images.clone() if out is None else out.copy_(images)
+    mixed[..., top:bottom, left:right] = images[..., top:bottom, left:right].index_select(0, order)
     height, width = images.shape[-2:]
     return mixed, 1.0 - (bottom - top) * (right - left) / (height * width)
 
@@ -188,5 +194,7 @@ class CutMix(_Mixing):
         half_width, half_height = int(half * width), int(half * height)
         rows = max(middle_y - half_height, 0), min(middle_y + half_height, height)
         columns = max(middle_x - half_width, 0), min(middle_x + half_width, width)
-        mixed, left_over = paste(images, images.roll(1, 0), rows, columns)
+        # Each image's partner is the one before it.
+        order = torch.arange(len(images), device=images.device).roll(1)
+        mixed, left_over = paste(images, order, rows, columns)
         return mixed, self._mix_labels(labels, left_over)
