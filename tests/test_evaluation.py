@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
-from vit_rs.evaluation import evaluate, extract_features, fewshot_lsr
-from vit_rs.evaluation.fewshot import _fit
+from vit_rs.evaluation import evaluate, extract_features, fewshot_lsr, fit_lsr
+from vit_rs.evaluation.fewshot import L2_GRID
 from vit_rs.models import VisionTransformer, ViTConfig
 
 
@@ -128,7 +128,8 @@ def whitened(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 def test_the_weights_are_those_of_a_direct_solve(count: int, width: int, l2: float) -> None:
     features, labels = clusters(count, width, 5, seed=0)
     x, y = features.double().numpy(), labels.numpy()
-    mean, std, weights = _fit(x, y, 5, l2)
+    fitted = fit_lsr(x, y, 5)
+    mean, std, weights = fitted.mean, fitted.std, fitted.weights(l2)
     np.testing.assert_allclose(mean, x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(std, x.std(0, ddof=0) + 1e-5, rtol=1e-12)
     design, targets = whitened(x, mean, std), np.where(y[:, None] == np.arange(5), 1.0, -1.0)
@@ -159,8 +160,38 @@ def test_accuracy_follows_the_protocol_step_by_step() -> None:
             accuracies.append((predicted == test_labels.numpy()).mean())
         assert got[k]["per_seed"] == accuracies
         assert got[k]["top1"] == np.mean(accuracies)
+        assert got[k]["stderr"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2)  # of two values
     assert list(got) == [1, 5]
     assert got[5]["top1"] > got[1]["top1"] > 1 / 6
+
+
+@pytest.mark.parametrize(("shots", "width"), [(4, 40), (25, 12)])  # fewer images than features, and more
+def test_the_whole_grid_comes_from_one_decomposition(monkeypatch, shots: int, width: int) -> None:
+    train, test = clusters(150, width, 5, seed=1), clusters(90, width, 5, seed=2)
+    calls, eigh = [], np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda matrix: calls.append(len(matrix)) or eigh(matrix))
+    got = fewshot_lsr(*train, *test, shots=(shots,), seeds=(0, 1), grid=L2_GRID)[shots]
+    assert calls == [min(5 * shots, width + 1)] * 2
+    assert [score["l2"] for score in got["grid"]] == list(L2_GRID)
+    assert {key: got["grid"][20][key] for key in ("top1", "stderr", "per_seed")} == {
+        key: got[key] for key in ("top1", "stderr", "per_seed")
+    }
+    for score in got["grid"]:
+        single = fewshot_lsr(*train, *test, shots=(shots,), seeds=(0, 1), l2=score["l2"])[shots]
+        assert single["per_seed"] == score["per_seed"]
+    assert len({score["top1"] for score in got["grid"]}) > 1
+
+
+def test_one_seed_has_no_standard_error_and_no_grid_is_asked_for() -> None:
+    got = fewshot_lsr(*clusters(50, 8, 5, seed=1), *clusters(50, 8, 5, seed=2), seeds=(3,))[5]
+    assert got["stderr"] is None
+    assert got["grid"] == []
+
+
+def test_bfloat16_features_are_solved_in_double() -> None:
+    (train, labels), test = clusters(50, 8, 5, seed=1), clusters(50, 8, 5, seed=2)
+    half = fewshot_lsr(train.bfloat16(), labels, test[0].bfloat16(), test[1])
+    assert half == fewshot_lsr(train.bfloat16().double(), labels, test[0].bfloat16().double(), test[1])
 
 
 def test_defaults_are_five_shots_three_seeds_and_1024() -> None:
@@ -192,8 +223,13 @@ def test_float32_features_and_constant_ones_are_no_trouble() -> None:
         ({"shots": ()}, r"shots must be positive .* got \(\)"),
         ({"shots": (0,)}, r"shots must be positive .* got \(0,\)"),
         ({"seeds": ()}, "seeds is empty"),
-        ({"l2": 0.0}, r"l2 must be over 0, got 0\.0"),
-        ({"l2": float("nan")}, "l2 must be over 0, got nan"),
+        ({"seeds": (0, -1)}, r"seeds must be at least 0, got \(0, -1\)"),
+        ({"grid": (1.0, -1.0)}, r"l2 must be finite and over 0, got -1\.0"),
+        ({"train_labels": torch.zeros(10).long(), "test_labels": torch.zeros(4).long()}, "needs at least two classes"),
+        ({"train_features": torch.zeros(10, 4).long()}, r"train features of floating point, got torch\.int64"),
+        ({"l2": 0.0}, r"l2 must be finite and over 0, got 0\.0"),
+        ({"l2": float("nan")}, "l2 must be finite and over 0, got nan"),
+        ({"l2": float("inf")}, "l2 must be finite and over 0, got inf"),
     ],
 )
 def test_bad_arguments_are_refused(changes: dict[str, object], message: str) -> None:

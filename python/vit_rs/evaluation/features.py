@@ -1,21 +1,53 @@
 """The frozen features of a model, for probes that never touch its weights.
 
-Letters: B batch, N images, D width.
+Letters: B batch, N images, D width, F features of an image.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from vit_rs.evaluation.classify import evaluating
+from vit_rs.evaluation.classify import autocasting, evaluating
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["extract_features"]
+    from vit_rs.evaluation.classify import Precision
+
+__all__ = ["ClassTokens", "What", "check_what", "extract_features"]
+
+
+@dataclass(frozen=True)
+class ClassTokens:
+    """Features that are the class tokens of a ViT's last blocks, and the average of its patch tokens.
+
+    All have passed the final norm. Of each image: the class token after block L - blocks, ..., after the last block L,
+    (D,) each; then, with `average`, the mean of the last block's patch tokens (D,). So the features of fewer blocks are
+    a slice: those of the last one are `[..., (blocks - 1) * D : blocks * D]`.
+
+    Attributes:
+        blocks: how many of the last blocks, at least 0.
+        average: whether the mean of the patch tokens follows.
+
+    Source: DINOv2 (arXiv 2304.07193), `create_linear_input` of dinov2/eval/linear.py.
+    """
+
+    blocks: int = 1
+    average: bool = False
+
+    def __post_init__(self) -> None:
+        if self.blocks < 0 or (self.blocks == 0 and not self.average):
+            raise ValueError(
+                f"expected features of at least one kind, got blocks={self.blocks}, average={self.average}"
+            )
+
+
+# "pre_logits": what the model's own head gets.
+What = Literal["pre_logits"] | ClassTokens
 
 
 class _Backbone(Protocol):
@@ -23,37 +55,98 @@ class _Backbone(Protocol):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor: ...
 
+    def get_intermediate_layers(
+        self, x: Tensor, n: int, *, return_prefix_tokens: Literal[True], norm: bool
+    ) -> list[tuple[Tensor, Tensor]]: ...
+
 
 def extract_features(
-    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], *, device: str | torch.device = "cpu"
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    device: str | torch.device = "cpu",
+    what: What = "pre_logits",
+    precision: Precision = "float32",
+    count: int | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the pre-logits of every image that a loader yields, and its label.
+    """Return the features of every image that a loader yields, and its label.
 
     Args:
         model: A model with `forward_features` and `forward_head(..., pre_logits=True)` (ours, or timm's),
             already on `device`. It runs in evaluation mode; afterwards every module is in the mode that it
-            was in.
+            was in. For `ClassTokens` a ViT with a class token.
         loader: Batches (images (B, ...), labels (B,)). For a probe: without shuffling or augmentation.
         device: Where to put the batches.
+        what: "pre_logits", or which tokens.
+        precision: "bfloat16" runs the model under autocast.
+        count: How many images will come; the features then lie in one piece of memory from the start.
+        progress: Called with the number of images done after each batch.
 
     Returns:
-        Features (N, D) float32 and labels (N,) int64, on the CPU, in the loader's order.
+        Features (N, F) float32 and labels (N,) int64, on the CPU, in the loader's order.
 
     Raises:
-        ValueError: The loader yields nothing.
-        TypeError: The model has no `forward_features` or `forward_head`.
+        ValueError: The loader yields nothing, or another number of images than `count`; or the model has fewer blocks.
+        TypeError: The model has no such features.
     """
-    if not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
-        raise TypeError(f"{type(model).__name__} has no forward_features and forward_head to take features from")
-    backbone = cast("_Backbone", model)
-    features: list[Tensor] = []
+    check_what(model, what)
+    features: Tensor | None = None
+    pieces: list[Tensor] = []
     targets: list[Tensor] = []
-    with evaluating(model):
+    done = 0
+    with evaluating(model), autocasting(device, precision):
         for images, labels in loader:
-            tokens = backbone.forward_features(images.to(device, non_blocking=True))
-            features.append(backbone.forward_head(tokens, pre_logits=True).float().cpu())  # (B, D)
+            batch = _features(cast("_Backbone", model), images.to(device, non_blocking=True), what)  # (B, F)
+            start, done = done, done + len(labels)
             targets.append(labels.cpu())
-    if not features:
+            if count is None:
+                pieces.append(batch.float().cpu())
+            else:
+                if features is None:
+                    # An ordinary tensor, which autograd accepts, in place of an inference one: probes train on it.
+                    with torch.inference_mode(mode=False):
+                        features = torch.empty(count, batch.shape[1], dtype=torch.float32)
+                if done <= count:
+                    features[start:done] = batch
+            if progress is not None:
+                progress(done)
+    if not done:
         raise ValueError("the loader yielded no images to take features from")
-    # Ordinary tensors, which autograd accepts, in place of inference ones: a linear probe trains on them.
-    return torch.cat(features).clone(), torch.cat(targets).long().clone()
+    if count is not None and done != count:
+        raise ValueError(f"the loader yielded {done} images, expected {count}")
+    # Joined outside of inference mode: ordinary tensors too.
+    return torch.cat(pieces) if features is None else features, torch.cat(targets).long()
+
+
+def check_what(model: nn.Module, what: What) -> None:
+    """Raise where a model does not have the features.
+
+    Raises:
+        TypeError: The model has no methods or no tokens to take them from, or `what` is neither.
+        ValueError: It has fewer blocks.
+    """
+    name = type(model).__name__
+    if isinstance(what, ClassTokens):
+        if not hasattr(model, "get_intermediate_layers"):
+            raise TypeError(f"{name} has no get_intermediate_layers to take tokens from")
+        depth = len(cast("nn.ModuleList", model.blocks))
+        if what.blocks > depth:
+            raise ValueError(f"expected features of at most {depth} blocks (the model's), got {what.blocks}")
+        if what.blocks and getattr(model, "cls_token", None) is None:
+            raise TypeError(f"this {name} has no class token: take what='pre_logits', or the average alone")
+    elif what != "pre_logits":
+        raise TypeError(f"what must be 'pre_logits' or ClassTokens(...), got {what!r}")
+    elif not (hasattr(model, "forward_features") and hasattr(model, "forward_head")):
+        raise TypeError(f"{name} has no forward_features and forward_head to take features from")
+
+
+def _features(model: _Backbone, images: Tensor, what: What) -> Tensor:
+    """Return (B, F) of images (B, C, H, W)."""
+    if not isinstance(what, ClassTokens):
+        return model.forward_head(model.forward_features(images), pre_logits=True)
+    found = model.get_intermediate_layers(images, max(1, what.blocks), return_prefix_tokens=True, norm=True)
+    tokens = [prefix[:, 0] for _, prefix in found] if what.blocks else []  # the class token is the first: (B, D) each
+    if what.average:
+        tokens.append(found[-1][0].mean(dim=1))
+    return torch.cat(tokens, dim=1)
