@@ -1,4 +1,4 @@
-"""A small ViT on Fashion-MNIST: the bundled subset in minutes, or the full set.
+"""A small ViT on Fashion-MNIST: the bundled subset in minutes, or the full set (see fashion_mnist_full).
 
     vit-rs train                                        # 6,000 training and 1,000 test images, bundled
     vit-rs train fashion_mnist --data DIR               # the full set: a folder with its four IDX files
@@ -36,7 +36,7 @@ def config() -> TrainConfig:
         epochs=70,
         batch_size=64,
         torch_threads=1,  # operators this small gain little from a second thread, and lose much on a busy machine
-        model=ModelConfig(size="custom", embed_dim=64, depth=4, num_heads=2, patch_size=7, global_pool="avg"),
+        model=ModelConfig(embed_dim=64, depth=4, num_heads=2, patch_size=7, global_pool="avg"),
         data=DataConfig(
             img_size=28,
             augment="shift",

@@ -1,7 +1,7 @@
 """ViT-Ti/16 from random weights on a folder of class sub-folders with JPEGs or PNGs.
 
     vit-rs train --data DIR
-    vit-rs train --data DIR --set data.img_size=224 --set model.size=small --set epochs=100
+    vit-rs train --data DIR --set data.img_size=224 --set model.name=vit_small_patch16_224 --set epochs=100
 
 DIR holds one sub-folder for each class, or train/ and val/ (or test/) with one for each class. Without val/,
 a fifth of each class is held out for testing, the same fifth for every seed.
@@ -12,15 +12,13 @@ Result: a ViT has no built-in idea of locality, and a few thousand images teach 
 less than from pre-trained weights, which `--set model.init=CHECKPOINT --set model.init_head=reset` starts
 from.
 
-The settings are DeiT's for small data (arXiv 2012.12877, table 9), without those that pay off on a million
-images: 96 px for speed, a milder crop than 0.08 because small sets have few images to spare, mixup and
-    stochastic depth kept.
+The settings are DeiT's for small data (arXiv 2012.12877, table 9), without those that pay off on a million images:
+96 px for speed, a milder crop than 0.08 because small sets have few images to spare, mixup and stochastic depth kept.
 """
 
 from __future__ import annotations
 
 from vit_rs.training.config import (
-    MODEL_SIZES,
     DataConfig,
     EvaluationConfig,
     FinetuneConfig,
@@ -35,19 +33,11 @@ __all__ = ["config"]
 
 def config() -> TrainConfig:
     """Return the recipe."""
-    embed_dim, depth, num_heads = MODEL_SIZES["tiny"]
     return TrainConfig(
         recipe="image_folder",
         epochs=30,
         batch_size=64,
-        model=ModelConfig(
-            size="tiny",
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            patch_size=16,
-            drop_path_rate=0.1,
-        ),
+        model=ModelConfig(name="vit_tiny_patch16_224", drop_path_rate=0.1),
         data=DataConfig(
             img_size=96,
             augment="resized_crop",
