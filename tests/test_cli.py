@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -12,10 +15,13 @@ from PIL import Image
 
 from vit_rs import __version__
 from vit_rs.cli import main
+from vit_rs.cli.main import _parser
+from vit_rs.recipes import recipe_names
+from vit_rs.training import TrainConfig
+from vit_rs.training.values import setting_names
 
 TINY = (
     "torch_threads=1",
-    "model.size=custom",
     "model.embed_dim=16",
     "model.depth=1",
     "model.num_heads=2",
@@ -51,7 +57,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Runs without figures, which take longer than a tiny run."""
-    monkeypatch.setattr("vit_rs.cli._draw", lambda _folder: ())
+    monkeypatch.setattr("vit_rs.cli.train._draw", lambda _folder: ())
 
 
 def fails(capsys, arguments):
@@ -94,7 +100,7 @@ def test_the_main_job_end_to_end(here, capsys):
     assert "no unfinished run" in fails(capsys, ["train", "--resume"])
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("ending", ["jpg", pytest.param("png", marks=pytest.mark.slow)])
 def test_a_folder_of_photographs(here, capsys, undrawn, ending):
     data = photos(here / "data", ending=ending)
     settings = tiny("data.img_size=32", "data.holdout=0.3")
@@ -114,7 +120,10 @@ def test_a_folder_of_photographs(here, capsys, undrawn, ending):
     ("arguments", "parts"),
     [
         (["fashion"], ["unknown recipe 'fashion'", "fashion_mnist", "image_folder"]),
-        (["--set", "model.size=giant"], ["model.size", "tiny", "'giant'"]),
+        (["--set", "model.name=giant"], ["model.name", "tiny", "'giant'"]),
+        (["--set", "model.name=vit_tiny_patch16_224", "--set", "model.layers=1"], ["model.layers", "ViTConfig"]),
+        (["none.py"], ["no such recipe", "none.py"]),
+        (["../data"], ["data is a folder", "--resume --out"]),
         (["--set", "optim.rate=1"], ["unknown setting 'optim.rate'", "near names"]),
         (["--set", "epochs=many"], ["--set epochs", "an integer", "'many'"]),
         (["--set", "seed=1", "--seed", "2"], ["seed is set twice"]),
@@ -201,7 +210,74 @@ def test_resume_keeps_the_settings(here, capsys, monkeypatch, undrawn):
 def test_list_names_the_recipes(capsys):
     assert main(["train", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["fashion_mnist", "image_folder"]
+    assert [line.split()[0] for line in lines] == recipe_names()
+
+
+def test_settings_are_listed_with_their_meaning(here, capsys):
+    assert main(["train", "image_folder", "--set", "optim.lr=1e-2", "--settings"]) == 0
+    out = capsys.readouterr().out
+    assert "\n# Highest learning rate, reached at the end of the warm-up.\noptim.lr=0.01 " in out
+    # Two settings of one comment stand together; a nested setting has its full name.
+    warmup = out[out.index("# Length of the warm-up") : out.index("# Learning rate at the end")].splitlines()
+    assert [line.split("=")[0] for line in warmup[1:-1]] == ["optim.warmup_epochs", "optim.warmup_steps"]
+    assert "model.pos_embed=null " in out
+    written = [line.split(" (")[0].strip() for line in out.splitlines() if line and not line.startswith("#")]
+    config = config_of(["image_folder", *(part for line in written for part in ("--set", line))])
+    assert config["optim"]["lr"] == 0.01
+    assert len(written) == len(setting_names(TrainConfig)) - 1
+    assert not list((here / "work").iterdir())
+
+
+def config_of(arguments):
+    """Return the settings that a run with these arguments would have."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vit_rs.training.job.train", lambda config, *_a, **_k: seen.append(config) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(["train", *arguments])
+    return json.loads(seen[0].to_json())
+
+
+OWN = """
+from dataclasses import replace
+from vit_rs.recipes import fashion_mnist
+
+def config():
+    base = fashion_mnist.config()
+    return replace(
+        base,
+        recipe="mine",
+        epochs=1,
+        batch_size=8,
+        model=replace(base.model, embed_dim=16, depth=1),
+        data=replace(base.data, per_class=6),
+        finetune=replace(base.finetune, epochs=0),
+        evaluation=replace(base.evaluation, shots=0),
+    )
+"""
+
+
+def test_a_recipe_of_ones_own_and_the_same_run_again(here, capsys, undrawn):
+    (here / "work/mine.py").write_text(OWN)
+    assert main(["train", "mine.py", "--seed", "5"]) == 0
+    assert main(["train", "runs/mine-001/config.json"]) == 0
+    capsys.readouterr()
+    assert "holds a run of mine, got fashion_mnist" in fails(
+        capsys, ["train", "fashion_mnist", "--resume", "--out", "runs/mine-001"]
+    )
+    assert main(["train", "mine.py", "--resume", "--out", "runs/mine-001"]) == 0
+    one, two = (here / "work/runs" / name for name in ("mine-001", "mine-002"))
+    for name in ("config.json", "model.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_a_reader_that_goes_away_is_no_error(monkeypatch, capsys):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["train", "--list"]) == 141
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
@@ -218,6 +294,21 @@ def test_help_and_version(capsys, arguments):
         assert text == f"vit-rs {__version__}\n"
 
 
+def test_every_command_has_examples_that_parse(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
+    assert {"train", "eval", "predict", "plot", "resample", "convert", "doctor"} <= set(commands)
+    for command in commands:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        examples = re.findall(rf"^  vit-rs ({command}.*)$", text[text.index("examples:") :], re.MULTILINE)
+        assert examples, command
+        for example in examples:
+            assert callable(_parser().parse_args(shlex.split(example)).run)
+
+
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["train", "--seed", "x"]])
 def test_wrong_usage_is_status_2(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
@@ -229,7 +320,7 @@ def test_wrong_usage_is_status_2(capsys, arguments):
 def test_the_module_is_the_command():
     arguments = [sys.executable, "-m", "vit_rs", "train", "--list"]
     process = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert process.stdout.startswith("fashion_mnist")
+    assert "\nfashion_mnist " in process.stdout
 
 
 def test_the_command_line_imports_nothing_heavy_by_itself():

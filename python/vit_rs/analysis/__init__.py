@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from vit_rs.analysis.curves import training_curves
 from vit_rs.analysis.embeddings import position_similarity
 from vit_rs.analysis.figures import (
     image_batch_figure,
     position_similarity_figure,
     save_figure,
-    training_curves,
 )
 
 __all__ = [

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from vit_rs.analysis.curves import training_curves
 from vit_rs.analysis.embeddings import position_similarity
 from vit_rs.analysis.figures import (
     image_batch_figure,
     position_similarity_figure,
     save_figure,
-    training_curves,
 )
 from vit_rs.checkpoints import load_model
 from vit_rs.models import VisionTransformer
+from vit_rs.training.engine import Preparation
 from vit_rs.training.metrics import read_metrics
 from vit_rs.training.run_folder import read_config
 from vit_rs.training.sources import open_sources
@@ -57,7 +58,7 @@ def draw_run(folder: Path) -> list[Path]:
 def _draw_first_batch(stage: Stage, path: Path) -> None:
     with stage.train_loader() as loader:
         images, labels = next(iter(loader))
-    batch = stage.method.mix(images, labels, step=0)
+    batch = stage.method.mix(Preparation(stage, images.device)(images), labels, step=0)
     data, classes = stage.config.data, stage.sources.classes
     titles = [classes[label] for label in labels.tolist()]
     heading = f"{stage.name}: first batch at {stage.size} px"
