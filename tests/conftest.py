@@ -1,7 +1,9 @@
 """Settings that all tests share."""
 
+import gc
 import signal
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,32 @@ torch.set_num_threads(1)
 # A shell has its background jobs ignore Ctrl-C, and with them all processes that a test would start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How many examples of each property: few where the slow tests are left out, too.
+hypothesis.settings.register_profile("quick", max_examples=30, deadline=None)
+hypothesis.settings.register_profile("full", max_examples=200, deadline=None)
+
+
+def pytest_configure(config):
+    hypothesis.settings.load_profile("quick" if config.option.markexpr == "not slow" else "full")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Keep the garbage collector off what is imported.
+
+    Walking through torch, timm and transformers again and again took a quarter of the suite's time.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # or extensions report what they hold at the end as leaks
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,6 +88,49 @@ def test_models_take_turns_and_are_compared_first(load, monkeypatch):
         compared[0].variants[0].prepare()()
 
 
+def test_the_clock_finds_what_is_the_loops(load, monkeypatch):
+    """A step of ten seconds: one in the loop, three forward, four backward, two in the optimizer."""
+    bench, now = load("bench_loop"), [0.0]
+
+    def lasting(seconds, result=None):
+        now[0] += seconds
+        return result
+
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    weights = torch.ones(2, requires_grad=True)
+    weights.register_hook(lambda gradient: lasting(4, gradient))
+    optimizer = torch.optim.SGD([weights])
+    with bench.Clock() as clock:
+        loss_of = clock.forward(lambda: lasting(3, weights.sum()))
+        for _ in range(4):
+            now[0] += 1
+            loss_of().backward()
+            optimizer.step(lambda: lasting(2))
+    assert clock.last(2) == ([10.0, 10.0], [pytest.approx(0.1)] * 2)
+    assert torch.Tensor.backward.__module__ == "torch._tensor"
+    optimizer.step(lambda: lasting(2))
+    assert clock.last(2).shares == [pytest.approx(0.1)] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_loops_train_and_are_timed(load):
+    bench, comparison = load("bench_loop"), load("comparison")
+    compared = bench.comparisons(**bench.QUICK)
+    before = torch.get_num_threads()
+    try:
+        for case in comparison.cases(compared):
+            run = case.variant.prepare()
+            case.comparison.check(case.variant, run)
+            assert all(0 < value < (1 if case.comparison.unit == "% of a step" else 60) for value in run())
+    finally:
+        torch.set_num_threads(before)
+    names = {(each.table, each.name) for each in bench.comparisons()}
+    assert names == {name for goal in load("suites").TRAINING.goals for name in goal.comparisons} | {bench.LOOP_SPEED}
+    shares, seconds = (load("report").Timing("ours", each.unit, [2e4], [2e4]) for each in bench.comparisons())
+    assert (shares.median, seconds.median) == ("2.00", "50.0")
+
+
 def test_ratios_of_rounds_have_an_interval(load):
     report = load("report")
     own, peer = [1.0] * 15, [0.9, 1.1] * 7 + [1.0]
@@ -165,7 +209,7 @@ def test_readme_has_a_place_for_each_table(load):
     ("arguments", "message"),
     [
         (["--passes", "0"], "--passes: expected at least 1, got 0"),
-        (["speed"], "expected operators or loading or models, got speed"),
+        (["speed"], "expected operators or loading or models or training, got speed"),
         (["operators", "--only", "bench_loader"], "expected some of bench_patchify, bench_resample, got bench_loader"),
         (["--only", "bench_loader"], "a part must not replace a whole page; give --out too"),
     ],

@@ -45,7 +45,9 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    "module", [pytest.param(name, marks=[pytest.mark.slow] if name == "bench_dropin" else []) for name in MODULES]
+)
 def test_every_variant_is_right(load, data, module):
     comparison, bench = load("comparison"), load(module)
     compared = bench.comparisons(data, **bench.QUICK)

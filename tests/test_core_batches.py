@@ -396,6 +396,7 @@ def test_seeds_of_samples():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.slow  # the one of test_data_loader.py is not
 def test_a_forked_child_may_not_push():
     code = """
 import os, sys, numpy as np

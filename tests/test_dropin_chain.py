@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as v1
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
@@ -313,7 +313,6 @@ CHAINS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(chain=CHAINS, height=sides(2), width=sides(2))
 def test_chains_without_chance_have_torchvisions_values(chain, height, width):
     image = image_of(height, width)
@@ -324,7 +323,6 @@ def test_chains_without_chance_have_torchvisions_values(chain, height, width):
     np.testing.assert_array_equal(np.asarray(made), np.asarray(expected))
 
 
-@settings(max_examples=50, deadline=None)
 @given(before=st.lists(steps_of([v1, v2]), max_size=2), behind=st.lists(steps_of([v1, v2]), max_size=2))
 def test_chains_around_python_have_torchvisions_values(before, behind):
     image = image_of(31, 23)

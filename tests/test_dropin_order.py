@@ -118,7 +118,9 @@ def epochs(kind, data, options: dict, workers: int, leave: int | None = None, **
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("workers", "persistent"), [(0, False), (2, False), pytest.param(2, True, marks=pytest.mark.slow)]
+)
 def test_order_and_generators_are_torchs(name, workers, persistent):
     more = {"persistent_workers": True} if persistent else {}
     want, want_states = epochs(torch.utils.data.DataLoader, torchs(), OPTIONS[name](torchs()), workers, **more)

@@ -55,7 +55,10 @@ def usage() -> tuple[int, int, int, int]:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts in /proc")
-@pytest.mark.parametrize(("chain", "persistent"), [("all in Rust", False), ("a function in Python", True)])
+@pytest.mark.parametrize(
+    ("chain", "persistent"),
+    [("all in Rust", False), pytest.param("a function in Python", True, marks=pytest.mark.slow)],
+)
 def test_twenty_epochs_of_training_are_flat(folder, chain, persistent):
     torch.manual_seed(0)
     dataset = ImageFolder(folder, v2.Compose(CHAINS[chain]))

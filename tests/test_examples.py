@@ -61,6 +61,7 @@ def test_script_runs_as_it_is(photographs):
     assert "accuracy" in printed("dropin/script.py", str(photographs))
 
 
+@pytest.mark.slow  # test_dropin_values.py compares every value, too
 def test_both_imports_give_the_same(photographs):
     rows = printed("dropin/compare.py", "--data", str(photographs), "--rounds", "1").splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]

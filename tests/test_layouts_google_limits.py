@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vit_rs.checkpoints.files import TensorInfo, open_weights, write_npz
@@ -96,7 +96,6 @@ def configs(draw):
     )
 
 
-@settings(max_examples=30, deadline=None)
 @given(configs(), st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
 def test_what_is_written_is_read_bit_for_bit(tmp_path_factory, config, dtype):
     path = tmp_path_factory.mktemp("drawn") / "model.npz"
@@ -132,7 +131,6 @@ STATES = (
 HEAD = sorted(STATES[2]).index("head.fc.weight")
 
 
-@settings(max_examples=200, deadline=None)
 @example(HEAD, 2, BIG_VISION_BIT, [2, 8, 1, 1, 3])
 @given(
     st.integers(0, 99),
@@ -151,7 +149,6 @@ def test_shapes_that_fit_nothing_are_checkpoint_errors(number, index, layout, sh
     assert layout.name in message
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.data(), st.sampled_from(range(len(STATES))), st.lists(st.integers(0, 7), max_size=5))
 def test_files_of_such_shapes_too(tmp_path_factory, data, index, shape):
     state = STATES[index]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vit_rs.checkpoints.files import open_weights
@@ -194,7 +194,6 @@ def test_names_and_conventions_of_layouts():
 EVERY = [layout.name for layout in LAYOUTS]
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_no_key_is_lost(data, weights_in_memory):
     """Of any subset of a layout's keys, with others added, each is used, incomplete, ignored or unknown."""

@@ -50,7 +50,15 @@ def test_compiles_without_graph_breaks(tiny) -> None:
     torch.testing.assert_close(compiled(patchify(images, 4, order="cpq")), logits, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [*OPTIONS, {"checkpointing": True}])
+# The position encodings of the others are compiled in test_models_positions_graphs.py.
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *OPTIONS[1:3],
+        *(pytest.param(changes, marks=pytest.mark.slow) for changes in (OPTIONS[0], *OPTIONS[3:])),
+        {"checkpointing": True},
+    ],
+)
 def test_options_compile_forward_and_backward(tiny, changes) -> None:
     changes = dict(changes)
     checkpointing = changes.pop("checkpointing", False)

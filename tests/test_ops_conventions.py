@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import vit_rs
@@ -127,7 +127,6 @@ def test_every_convention_has_an_original():
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=200, deadline=None)
 @given(old=grids, new=grids)
 @example(old=(14, 14), new=(24, 24))
 @example(old=(14, 14), new=(14, 20))
@@ -213,7 +212,6 @@ def test_an_axis_that_keeps_its_size_moves_under_dino():
 
 @pytest.mark.parametrize("name", ["jax", "torchvision"])
 @given(old=st.integers(1, 40), new=st.integers(2, 40))
-@settings(max_examples=60, deadline=None)
 def test_aligned_corners_stay(name, old, new):
     matrix = vit_rs.interpolation_matrix(old, new, convention=name)
     torch.testing.assert_close(matrix[0], torch.eye(old, dtype=torch.float64)[0], rtol=0, atol=1e-12)
@@ -222,7 +220,6 @@ def test_aligned_corners_stay(name, old, new):
 
 @pytest.mark.parametrize("name", NAMES)
 @given(old=st.integers(1, 50), new=st.integers(1, 50))
-@settings(max_examples=40, deadline=None)
 def test_rows_sum_to_one_and_mirror(name, old, new):
     matrix = vit_rs.interpolation_matrix(old, new, convention=name)
     torch.testing.assert_close(matrix.sum(1), torch.ones(new, dtype=torch.float64), rtol=0, atol=1e-14)
@@ -261,7 +258,6 @@ def test_the_gradient_is_torchs(name):
 
 
 @pytest.mark.parity
-@settings(max_examples=100, deadline=None)
 @given(grids, grids, st.sampled_from(["bicubic", "bilinear"]), st.sampled_from(["plain", "antialias", "corners"]))
 def test_knobs_are_torchs(old, new, interpolation, mode):
     posemb = table(old, dtype=torch.float64)
@@ -271,7 +267,6 @@ def test_knobs_are_torchs(old, new, interpolation, mode):
 
 
 @pytest.mark.parity
-@settings(max_examples=100, deadline=None)
 @given(grids, grids, st.floats(1e-3, 0.9), st.sampled_from(["bicubic", "bilinear"]), st.booleans())
 def test_scale_and_offset_are_torchs_scale_factor(old, new, offset, interpolation, antialias):
     assume(old != new)  # torch then copies

@@ -27,6 +27,11 @@ pytestmark = pytest.mark.filterwarnings(
 IN_TORCH_2_6 = not hasattr(torch.compiler, "is_exporting")
 
 
+def slow(*values):
+    """A case of a kind that a quick one stands for."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -47,10 +52,10 @@ def resample_all(posemb, kernel, grid):
 @pytest.mark.parametrize(
     ("backend", "dynamic"),
     [
-        ("aot_eager", False),
         ("aot_eager", True),
-        pytest.param("inductor", True, marks=pytest.mark.slow),
-        pytest.param("inductor", False, marks=pytest.mark.slow),
+        slow("aot_eager", False),
+        slow("inductor", True),
+        slow("inductor", False),
     ],
 )
 def test_compile(backend, dynamic):
@@ -68,7 +73,8 @@ def test_compile(backend, dynamic):
 
 
 @pytest.mark.parametrize(
-    "options", [{"convention": "dino"}, {"scale": (0.3, 0.4), "compute_dtype": torch.float64}, {"offset": 0.2}]
+    "options",
+    [{"convention": "dino"}, slow({"scale": (0.3, 0.4), "compute_dtype": torch.float64}), slow({"offset": 0.2})],
 )
 def test_compile_with_a_step(options):
     """pytorch#147261: a wrong shape from a symbolic scale factor. pytorch#114752: sizes that vary from call to call."""
@@ -127,8 +133,10 @@ class Everything(nn.Module):
         return matrix.float() @ tokens
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", ["timm", "jax", "dino"])
+@pytest.mark.parametrize(
+    ("name", "strict"),
+    [("timm", False), ("dino", True), slow("timm", True), slow("jax", False), slow("jax", True), slow("dino", False)],
+)
 def test_export_holds_no_operator_of_ours(name, strict):
     if strict and IN_TORCH_2_6:
         pytest.skip("a strict export cannot be told from a compilation there: operators stay in it")
@@ -168,8 +176,17 @@ class Dynamic(nn.Module):
         return vit_rs.patchify(images, 2).unflatten(2, (4, 3)).sum(2) + posemb[:, 1:]
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize(("name", "least"), [("timm", 2), ("jax", 2), ("dino", 4)])
+@pytest.mark.parametrize(
+    ("name", "least", "strict"),
+    [
+        ("timm", 2, False),
+        ("dino", 4, True),
+        slow("timm", 2, True),
+        slow("jax", 2, False),
+        slow("jax", 2, True),
+        slow("dino", 4, False),
+    ],
+)
 def test_export_with_dynamic_sizes(name, least, strict):
     """pytorch#116306. The native grid is no case of its own in the graph, but with DINO's offset: left out there."""
     module = Dynamic(name).eval()
@@ -178,10 +195,11 @@ def test_export_with_dynamic_sizes(name, least, strict):
     program = torch.export.export(module, (randn(2, 3, 10, 12),), dynamic_shapes=shapes, strict=strict)
     kept = {"vit_rs.patchify.default", "vit_rs.interpolation_matrix.default"}  # by a strict export there
     assert operators_of(program) <= (kept if IN_TORCH_2_6 and strict else set())
+    exported = program.module()
     for shape in ((3, 3, 16, 18), (1, 3, 8, 10), *(() if least > 2 else ((2, 3, 6, 6), (2, 3, 4, 14)))):
         images = randn(*shape)
         with torch.no_grad():
-            torch.testing.assert_close(program.module()(images), module(images), rtol=0, atol=5e-6)
+            torch.testing.assert_close(exported(images), module(images), rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -261,7 +279,7 @@ def run_onnx(module, inputs, path, **options):
     return result, {(node.domain, node.op_type) for node in graph.node}
 
 
-@pytest.mark.parametrize("name", ["timm", "jax", "dino"])
+@pytest.mark.parametrize("name", ["timm", slow("jax"), slow("dino")])
 def test_onnx_of_a_vit_at_another_size(name, tmp_path):
     """A ViT at a non-native size: dinov2#19, dinov2#288, dino#168, transformers#26790, PR transformers#33226.
 
@@ -277,7 +295,7 @@ def test_onnx_of_a_vit_at_another_size(name, tmp_path):
     assert not {name for domain, name in operators if "vit" in domain or name in {"Resize", "Upsample"}}
 
 
-@pytest.mark.parametrize("name", ["timm", "jax", "dino", "torchvision", "flexi"])
+@pytest.mark.parametrize("name", ["dino", slow("timm"), slow("jax"), slow("torchvision"), slow("flexi")])
 def test_onnx_of_a_resampling(name, tmp_path):
     pytest.importorskip("onnxscript")
     posemb = randn(1, 17, 8)
@@ -300,7 +318,7 @@ def test_onnx_of_everything(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*legacy TorchScript.*")
-@pytest.mark.parametrize("name", ["timm", "dino"])
+@pytest.mark.parametrize("name", ["timm", slow("dino")])
 def test_onnx_by_tracing(name, tmp_path):
     """The older exporter, `dynamo=False`."""
     module, images = Everything(name), randn(2, 3, 24, 32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import vit_rs
@@ -67,7 +67,6 @@ def by_torch(interpolation, antialias):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=60, deadline=None)
 @given(sizes, sizes)
 @example((16, 16), (8, 8))
 @example((8, 8), (16, 16))
@@ -114,7 +113,6 @@ def test_the_default_is_timms():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
 @given(st.tuples(st.integers(1, 6), st.integers(1, 6)), st.tuples(st.integers(0, 6), st.integers(0, 6)))
 def test_tokens_stay_where_patches_grow(name, old, more):
     """The paper's point, section 3.4: the new kernel sees in a larger patch what the old one saw in the patch."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vit_rs
@@ -58,7 +58,6 @@ def by_slices(images, P, Q, order, layout):
 
 
 @pytest.mark.parity
-@settings(max_examples=150, deadline=None)
 @given(geometries(), st.sampled_from(DTYPES), st.sampled_from([None, 1, 3]))
 def test_parity_and_round_trip(geometry, dtype, num_threads):
     shape, (P, Q), order, layout = geometry
@@ -76,7 +75,6 @@ def test_parity_and_round_trip(geometry, dtype, num_threads):
 
 
 @pytest.mark.parity
-@settings(max_examples=100, deadline=None)
 @given(
     geometries(),
     st.sampled_from([torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]),

@@ -27,10 +27,17 @@ def images(shape=(2, 3, 8, 12), dtype=torch.float32, requires_grad=False):
     return values.requires_grad_(requires_grad)
 
 
+EACH_ONCE = [
+    ("pqc", "NCHW"),
+    ("cpq", "NHWC"),
+    pytest.param("pqc", "NHWC", marks=pytest.mark.slow),
+    pytest.param("cpq", "NCHW", marks=pytest.mark.slow),
+]
+
+
 @opcheck_warns
-@pytest.mark.parametrize("order", ["pqc", "cpq"])
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize(("order", "layout"), EACH_ONCE)
+@pytest.mark.parametrize("requires_grad", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_opcheck_patchify(order, layout, requires_grad):
     batch = images((2, 3, 8, 12) if layout == "NCHW" else (2, 8, 12, 3), requires_grad=requires_grad)
     torch.library.opcheck(OPERATORS.patchify.default, (batch, [4, 6], order, layout))
@@ -41,28 +48,38 @@ def test_opcheck_patchify(order, layout, requires_grad):
 
 
 @opcheck_warns
-def test_opcheck_the_rest():
+def test_opcheck_with_out():
     batch = images(dtype=torch.uint8)
     out = torch.empty(2, 4, 72)
     arguments = (batch, [4, 6], "pqc", "NCHW", MEAN, STD, torch.float32, None)
     torch.library.opcheck(OPERATORS.patchify_out.default, (*arguments, out))
     back = torch.empty(2, 3, 8, 12)
     torch.library.opcheck(OPERATORS.unpatchify_out.default, (out, [8, 12], [4, 6], "pqc", "NCHW", None, back))
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        posemb = torch.randn(2, 13, 5, dtype=dtype, requires_grad=True)
-        resample = OPERATORS.resample_abs_pos_embed.default
-        torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, "bicubic", True))
-        torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, "bilinear", False, True, None, None, 0.0, None))
-        stepped = ("bicubic", False, False, -0.6, [0.5, 0.7], 0.0, torch.float64)
-        torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, *stepped))
-        shifted = ("bicubic", False, False, -0.75, None, 0.1, torch.float32)
-        torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, *shifted))
+
+
+@opcheck_warns
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.float64))],
+)
+def test_opcheck_resampling(dtype):
+    posemb = torch.randn(2, 13, 5, dtype=dtype, requires_grad=True)
+    resample = OPERATORS.resample_abs_pos_embed.default
+    torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, "bicubic", True))
+    torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, "bilinear", False, True, None, None, 0.0, None))
+    stepped = ("bicubic", False, False, -0.6, [0.5, 0.7], 0.0, torch.float64)
+    torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, *stepped))
+    shifted = ("bicubic", False, False, -0.75, None, 0.1, torch.float32)
+    torch.library.opcheck(resample, (posemb, [5, 2], [3, 4], 1, *shifted))
+
+
+@opcheck_warns
+def test_opcheck_interpolation_matrix():
     torch.library.opcheck(OPERATORS.interpolation_matrix.default, (5, 8, "bilinear", False, True))
     torch.library.opcheck(OPERATORS.interpolation_matrix.default, (5, 8, "bicubic", False, False, -0.75, None, 0.1))
 
 
-@pytest.mark.parametrize("order", ["pqc", "cpq"])
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("order", "layout"), EACH_ONCE)
 def test_gradcheck(order, layout):
     shape = (2, 3, 4, 6) if layout == "NCHW" else (2, 4, 6, 3)
     batch = images(shape, torch.float64, requires_grad=True)
@@ -129,7 +146,11 @@ def every_operator(x, posemb, rows):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(
     ("backend", "dynamic"),
-    [("aot_eager", False), ("aot_eager", True), pytest.param("inductor", None, marks=pytest.mark.slow)],
+    [
+        ("aot_eager", True),
+        pytest.param("aot_eager", False, marks=pytest.mark.slow),
+        pytest.param("inductor", None, marks=pytest.mark.slow),
+    ],
 )
 def test_compile(backend, dynamic):
     torch.compiler.reset()

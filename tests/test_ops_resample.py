@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import vit_rs
@@ -38,7 +38,6 @@ def worst(got, expected, posemb):
 
 
 @pytest.mark.parity
-@settings(max_examples=120, deadline=None)
 @given(grids, grids, filters, st.integers(0, 3), st.sampled_from([(1, 1), (3, 2), (33, 1), (260, 1)]))
 @example((14, 14), (24, 24), ("bicubic", True), 1, (768, 1))
 @example((37, 37), (16, 16), ("bicubic", True), 5, (384, 1))
@@ -57,7 +56,6 @@ def test_parity_with_torch(old, new, mode, prefix, tables):
 
 
 @pytest.mark.parity
-@settings(max_examples=100, deadline=None)
 @given(grids, grids, filters)
 def test_parity_in_double(old, new, mode):
     interpolation, antialias = mode
@@ -130,7 +128,6 @@ def test_half_is_computed_in_single(dtype):
     assert torch.equal(ours, vit_rs.resample_abs_pos_embed(posemb.float(), (20, 11)).to(dtype))
 
 
-@settings(max_examples=100, deadline=None)
 @given(grids, grids, filters)
 def test_properties(old, new, mode):
     posemb = table(old, 0)
@@ -166,7 +163,6 @@ def test_batch_strides_and_threads():
         torch.set_num_threads(threads)
 
 
-@settings(max_examples=60, deadline=None)
 @given(grids, grids, filters, st.sampled_from([torch.float32, torch.bfloat16]))
 def test_dense_path_agrees(old, new, mode, dtype):
     posemb = table(old, 2, dtype=dtype, batch=2)
@@ -257,7 +253,6 @@ sizes = st.integers(1, 60)
 
 
 @pytest.mark.parity
-@settings(max_examples=150, deadline=None)
 @given(sizes, sizes, st.sampled_from(["bicubic", "bilinear"]), st.sampled_from(["antialias", "plain", "corners"]))
 def test_matrix_equals_torchs(in_size, out_size, interpolation, mode):
     settings_ = {"antialias": mode == "antialias", "align_corners": mode == "corners"}
@@ -270,7 +265,6 @@ def test_matrix_equals_torchs(in_size, out_size, interpolation, mode):
 
 
 @pytest.mark.parity
-@settings(max_examples=80, deadline=None)
 @given(sizes, st.floats(0.2, 4.0), st.sampled_from(["bicubic", "bilinear"]), st.booleans())
 def test_matrix_with_a_scale(in_size, factor, interpolation, antialias):
     out_size = math.floor(in_size * factor)

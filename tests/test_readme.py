@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from vit_rs.cli.main import _parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -98,17 +101,20 @@ def test_ci_reads_the_command_from_readme(name):
     assert (unknown.returncode, unknown.stderr) == (1, "README.md has no command marked 'x'\n")
 
 
-def test_options_named_exist():
-    shown = subprocess.run(
-        [sys.executable, "-m", "vit_rs", "train", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    named = set()
+def test_commands_and_options_named_exist():
+    [commands] = [action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    named = {}
     for page in PAGES:
-        for invocation in re.findall(r"vit-rs train([^`\n]*)", page.read_text(encoding="utf-8")):
-            named |= set(re.findall(r"--[a-z][a-z-]*", invocation))
-    assert {"--data", "--out"} <= named
-    missing = {option for option in named | {"--resume"} if not re.search(rf"{option}\b", shown)}
-    assert not missing
+        prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        code = [text for _, text in blocks(page, "sh")] + re.findall(r"`([^`]+)`", prose)
+        text = "\n".join(code).replace("\\\n", "")
+        for name, rest in re.findall(r"(?:vit-rs|-m vit_rs) ([a-z]+)([^\n]*)", text):
+            named.setdefault(name, set()).update(re.findall(r"--[a-z][a-z0-9-]*", rest.partition(" #")[0]))
+    assert {"train", "eval", "resample"} <= named.keys() <= commands.keys()
+    assert {"--data", "--out"} <= named["train"]
+    for name, options in named.items():
+        missing = {option for option in options if not re.search(rf"{option}\b", commands[name].format_help())}
+        assert not missing, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
