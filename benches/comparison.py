@@ -24,7 +24,7 @@ Role = Literal["ours", "form", "peer", "floor"]
 """`ours` is what the others are compared with; a form is vit_rs used in another way; a floor does other work than is
 asked, such as a plain copy. Only peers can be lost to."""
 
-Unit = Literal["us/image", "us/call", "images/s"]
+Unit = Literal["us/image", "us/call", "images/s", "% of a step"]
 
 
 @dataclass(frozen=True)

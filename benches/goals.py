@@ -44,6 +44,14 @@ TORCH_LOADER = "torch's DataLoader"
 DROPIN_PIL: Name = (DROPIN_TABLE, "PIL")
 DROPIN_TENSORS: Name = (DROPIN_TABLE, "tensors")
 
+LOOP: Name = (
+    "Outside forward pass, backward pass and optimizer step",
+    "vit_tiny_patch16_224, batches of 64 from JPEGs",
+)
+LOOP_SPEED: Name = ("Training", "vit_tiny_patch16_224, batches of 64 from JPEGs")
+TORCH_LOOP = "a plain loop, torch's DataLoader with two workers"
+LOOP_LIMIT = "what is asked: at most 2 %"
+
 OPERATIONS = "One operation, 224 x 224 u8"
 POLICIES = "Policies, 224 x 224 u8"
 VIEWS_OF_A_FILE: Name = ("Views of one file", "DINO: 2 of 224 and 8 of 96 pixels, u8")
@@ -156,6 +164,8 @@ MODEL_GOALS = tuple(
     for name in ("vit_small_patch16_224, batches of 8", "vit_base_patch16_224, batches of 4")
     for threads in (1, 2)
 )
+
+LOOP_GOALS = (Goal((LOOP,), (LOOP_LIMIT,), 1.0, threads=2),)
 
 # README's file map is the only table there that begins with backticks.
 OPERATOR_ROWS = (

@@ -3,10 +3,11 @@
     python benches/report.py operators
     python benches/report.py loading --data FOLDER
     python benches/report.py models --passes 2
+    python benches/report.py training --passes 1
 
 Without a name, all. The operators take about 20 minutes on two cores, the loader as long, the models about 5 for each
-pass, of which two are enough, because there the variants take turns. The machine should have nothing else to do. FOLDER
-holds class folders of JPEGs; without it, photographs that scikit-image ships are read.
+pass, of which two are enough, because there the variants take turns, the training loop 4. The machine should have
+nothing else to do. FOLDER holds class folders of JPEGs; without it, photographs that scikit-image ships are read.
 `--quick` runs everything on small inputs and prints the pages instead: it shows that the benches work, not how fast
 anything is.
 """
@@ -48,6 +49,7 @@ UNITS = {
     "us/image": "Microseconds for each image.",
     "us/call": "Microseconds for each call.",
     "images/s": "Images a second.",
+    "% of a step": "Percent of a step's time.",
 }
 
 
@@ -76,7 +78,9 @@ class Timing:
 
     def shown(self, microseconds: float) -> float:
         """Convert a time to the unit that it is shown in."""
-        return 1e6 / microseconds if self.unit == "images/s" else microseconds
+        if self.unit == "images/s":
+            return 1e6 / microseconds
+        return microseconds / 1e4 if self.unit == "% of a step" else microseconds  # a share of 1 is kept as a second
 
 
 Variants: TypeAlias = dict[str, Timing]

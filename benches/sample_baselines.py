@@ -1,4 +1,4 @@
-"""Compare the main job with two baselines on the same bundled split, and write the table of docs/results.md.
+"""Compare the main job with two baselines on the same bundled split, and write the first part of docs/results.md.
 
     python benches/sample_baselines.py
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,20 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import sklearn
-import torch
-from machine import commit, processor
+from results_page import ROOT, settings_of, versions, write_part
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 
-import vit_rs
 from vit_rs.data import sample_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ROOT = Path(__file__).resolve().parent.parent
 MARGIN = 2.0  # points by which every seed has to beat every baseline
 REGULARISATION = (0.003, 0.01, 0.03, 0.1, 1.0)
 
@@ -73,7 +68,7 @@ def main() -> int:
             summaries = run_seeds(arguments.seeds, Path(folder))
     ours = vit_rows(summaries)
     margin = min(ours[-1].top1) - max(row.top1[0] for row in baselines)
-    arguments.out.write_text(page([*baselines, *ours], summaries, margin), encoding="utf-8")
+    write_part(arguments.out, "sample", page([*baselines, *ours], summaries, margin))
     print(f"worst seed beats the best baseline by {margin:.1f} points; wrote {arguments.out}")
     return 0 if margin >= MARGIN else 1
 
@@ -122,8 +117,7 @@ def run_seeds(seeds: Sequence[int], folder: Path) -> list[dict[str, Any]]:
 
 def settings(run: Path) -> dict[str, Any]:
     """Return a run's configuration without its seed."""
-    config: dict[str, Any] = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    return {key: value for key, value in config.items() if key != "seed"}
+    return {path: value for path, value in settings_of(run).items() if path != "seed"}
 
 
 def vit_rows(summaries: Sequence[dict[str, Any]]) -> list[Row]:
@@ -172,13 +166,8 @@ def page(rows: Sequence[Row], summaries: Sequence[dict[str, Any]], margin: float
         values = ", ".join(f"{value:.1f}" for value in row.top1)
         seconds = f"{np.median(row.seconds):.3g}"
         lines.append(f"| {row.method} | {values} | {np.mean(row.top1):.1f} | {seconds} | {row.note} |")
-    versions = (
-        f"vit-rs {vit_rs.__version__} at {commit()}, torch {torch.__version__}, "
-        f"scikit-learn {sklearn.__version__}, Python {platform.python_version()}; "
-        f"{environment['torch_threads']} torch threads, {processor()}."
-    )
     verdict = f"The worst seed of the ViT's last stage is {margin:.1f} points above the better baseline."
-    return "\n".join([*lines, "", verdict, "", versions, ""])
+    return "\n".join([*lines, "", verdict, "", versions(environment["torch_threads"]), ""])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from goals import LOADING_GOALS, LOADING_ROWS, MODEL_GOALS, OPERATOR_GOALS, OPERATOR_ROWS, Goal, ReadmeRow
+from goals import LOADING_GOALS, LOADING_ROWS, LOOP_GOALS, MODEL_GOALS, OPERATOR_GOALS, OPERATOR_ROWS, Goal, ReadmeRow
 
 PASSES = """\
 with Python's garbage collector off.
@@ -74,6 +74,19 @@ The two models take turns, and in each other round the other one begins: what el
 figure is the median of the rounds, in parentheses stand their quartiles. A ratio, `x`, is timm's time over that of
 vit_rs, the median of the rounds' own ratios; in parentheses stands its 95 % interval, by the percentile bootstrap over
 the rounds. Above 1, vit_rs is faster."""
+
+TRAINING_METHOD = """\
+Both loops train the same model on the same JPEG files: random resized crops of 224 x 224 and mirroring, normalised f32,
+AdamW, f32, without clipping. `vit_rs` is `vit-rs train` with a record for each step; it decodes in two threads of the
+training process. The plain loop is torch's own with torchvision's transforms on PIL images and two worker processes; it
+reads the loss in each step. Files lie in the page cache; torch computes on two threads.
+
+A step lasts from the beginning of a forward pass to that of the next. What it spends outside of forward pass (with the
+loss), backward pass and optimizer step is the loop's: waits for batches, schedules, records, the bar. Both loops are
+timed from outside, by the same wrappers around those three; "by its own timers" is what vit_rs writes into its
+records as `loop_share`, which counts also the gradients' release as no part of the loop. Three steps are not counted,
+the next 15 are. A figure is the median of the steps, in parentheses stand their quartiles; `x` is the peer's time, or
+share, over that of vit_rs. What is asked for stands in the table as a row of its own."""
 
 
 @dataclass(frozen=True)
@@ -154,4 +167,18 @@ MODELS = Suite(
     readme="",
     mark="",
 )
-SUITES = {suite.name: suite for suite in (OPERATORS, LOADING, MODELS)}
+TRAINING = Suite(
+    name="training",
+    title="Benchmark of the training loop",
+    page="benchmarks-training.md",
+    modules=("bench_loop",),
+    method=TRAINING_METHOD,
+    goals=LOOP_GOALS,
+    goals_title="Goal",
+    peers=("torchvision", "pillow"),
+    rows=(),
+    readme="",
+    mark="",
+    reads_files=True,
+)
+SUITES = {suite.name: suite for suite in (OPERATORS, LOADING, MODELS, TRAINING)}
