@@ -3,10 +3,9 @@
     python benches/full_results.py --data FOLDER RUN
 
 FOLDER holds Fashion-MNIST's four IDX files, RUN is the folder of a finished run of `vit-rs train`; nothing is trained
-here. The weights after each of its stages are tested by `vit-rs fewshot`, `vit-rs knn` and `vit-rs probe`, whose
-`--baseline` gives the same three on the raw pixels of the same images; what they found is kept in the run's folder
-(probes/*.json) and read the next time. The curves go to docs/images/. The first part of the page, on the bundled
-images, is `sample_baselines.py`'s.
+here. The weights after each of its stages are tested by `vit-rs fewshot` and `vit-rs knn`, whose `--baseline` gives the
+same on the raw pixels of the same images; what they found is kept in the run's folder (probes/*.json) and read the next
+time. The curves go to docs/images/. The first part of the page, on the bundled images, is `sample_baselines.py`'s.
 """
 
 from __future__ import annotations
@@ -31,22 +30,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 CURVES = ROOT / "docs" / "images" / "fashion-mnist-curves.png"
+# Name -> command of vit-rs and its options.
 PROBES = {
-    "fewshot": ("--shots", "5", "--seeds", "0,1,2,3,4"),
-    "knn": ("--k", "20"),
-    "probe": ("--protocol", "logistic"),
+    "fewshot": ("fewshot", "--shots", "5", "--seeds", "0,1,2,3,4"),
+    "knn": ("knn", "--k", "20"),
+    "linear": ("fewshot", "--shots", "6000", "--seeds", "0"),  # all images of each class
 }
-NAMES = {"fewshot": "5-shot", "knn": "20 nearest neighbours", "probe": "linear probe"}
+NAMES = {"fewshot": "5-shot", "knn": "20 nearest neighbours", "linear": "linear, all images"}
 NOT_SHOWN = ("recipe", "seed", "data.path")  # shown otherwise
 INTRODUCTION = """\
 {train:,} training and {test:,} test images, Fashion-MNIST's own split. Test top-1 in percent, of each stage's last
 weights; ± is a standard error: over the test images ({error:.2f} points at {top1:.0f} %), of 5-shot over five draws of
-the training images. Nothing was chosen by test images: the linear probe's strength by held-out training images, for the
-features and for the pixels alike.
+the training images. Nothing was chosen by test images.
 
-All three read frozen features, those that the model's head gets, or the pixels as the first model gets them:
-5-shot is a ridge regression, the neighbours are the 20 of the highest cosine similarity, weighted, the linear probe is
-a logistic regression on all training images."""
+All three read frozen features, those that the model's head gets, or the pixels as the first model gets them: 5-shot is
+a ridge regression, the neighbours are the 20 of the highest cosine similarity, weighted, the linear classifier is the
+ridge regression on all training images."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,19 @@ def opened(folder: Path) -> Trained:
 def probes(run: Trained, stage: dict[str, Any], data: Path, *, baseline: bool) -> dict[str, dict[str, Any]]:
     """Return the results of the three commands on a stage's weights, those that are kept as they are."""
     found = {}
-    for name, options in PROBES.items():
+    for name, asked in PROBES.items():
         kept = run.folder / "probes" / f"{stage['stage']}-{name}.json"
         if not kept.is_file():
             kept.parent.mkdir(exist_ok=True)
-            command = [name, str(run.folder / stage["checkpoint"]), "--data", str(data), *options, "--out", str(kept)]
+            command = [
+                asked[0],
+                str(run.folder / stage["checkpoint"]),
+                "--data",
+                str(data),
+                *asked[1:],
+                "--out",
+                str(kept),
+            ]
             if (status := vit_rs([*command, "--baseline"] if baseline else command)) != 0:
                 raise SystemExit(f"vit-rs {' '.join(command)}: failed with {status}")
         found[name] = json.loads(kept.read_text(encoding="utf-8"))
@@ -111,7 +118,7 @@ def probes(run: Trained, stage: dict[str, Any], data: Path, *, baseline: bool) -
 
 def score(name: str, record: dict[str, Any], of: str) -> tuple[float, float]:
     """Return the accuracy and its standard error, both 0..1; `of` is "results" or "baseline"."""
-    entry = record[of] if name == "probe" else next(iter(record[of].values()))
+    entry = next(iter(record[of].values()))
     error = entry.get("stderr") if name == "fewshot" else None
     return entry["top1"], binomial(entry["top1"], record["test_images"]) if error is None else error
 
