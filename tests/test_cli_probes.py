@@ -108,7 +108,7 @@ def test_logistic_regression_is_the_default(folder, capsys, monkeypatch, strengt
     got = result(capsys, "probe", folder)
     assert got["results"]["protocol"]["name"] == "logistic"
     assert len(got["results"]["candidates"]) == strengths
-    assert got["results"]["deviations"][1] == f"{strengths} strengths C; published: 45, from 1e-6 to 1e5"
+    assert f"{strengths} strengths C; published: 45, from 1e-6 to 1e5" in got["results"]["deviations"]
     assert got["results"]["top1"] > 0.25
 
 
