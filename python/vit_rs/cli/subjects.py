@@ -67,8 +67,9 @@ def subject_asked(options: argparse.Namespace, *, features_only: bool = False) -
         features_only: leave the head of a named model out, unless --num-classes says something else.
     """
     from vit_rs.evaluation import open_subject  # noqa: PLC0415  (torch is imported here)
+    from vit_rs.evaluation.devices import check_device  # noqa: PLC0415
 
-    _check_device(options.device)
+    check_device(options.device)
     num_classes = options.num_classes
     if features_only and options.model is not None and num_classes is None:
         num_classes = 0
@@ -202,15 +203,6 @@ def mendable() -> Iterator[None]:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _check_device(name: str) -> None:
-    import torch  # noqa: PLC0415
-
-    try:
-        torch.zeros(1, device=torch.device(name))
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
-        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _new_file(text: str) -> Path:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vit_rs import distributed
+from vit_rs.evaluation.devices import check_device
 from vit_rs.exceptions import ConfigError, OtherProcessError, VitRsError
 from vit_rs.training import sharded
 from vit_rs.training.interruption import Interrupted
@@ -224,7 +225,7 @@ def connected(kind: Literal["ddp", "fsdp2"], device: str) -> Iterator[Parallel]:
         ConfigError: the device cannot be used, or not by several processes or in this way.
     """
     if not (distributed.is_launched() or distributed.is_initialized()):
-        _check_device(device)
+        check_device(device)
         yield Parallel(kind, device)
         return
     if device != "cpu" and not device.startswith("cuda"):
@@ -237,7 +238,7 @@ def connected(kind: Literal["ddp", "fsdp2"], device: str) -> Iterator[Parallel]:
         raise ConfigError(f"device: several processes have one GPU each: expected cuda, got {device!r}")
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        _check_device(device)
+        check_device(device)
         torch.cuda.set_device(device)
     link = distributed.Link(torch.device(device).type)
     failed = True
@@ -248,14 +249,6 @@ def connected(kind: Literal["ddp", "fsdp2"], device: str) -> Iterator[Parallel]:
         failed = False
     finally:
         link.close(failed=failed)
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.zeros(1, device=torch.device(name))
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: {name!r} cannot be used: {reason}") from error
 
 
 def _described(error: BaseException) -> dict[str, Any]:
