@@ -151,6 +151,14 @@ def test_augmented_probe_is_the_same_again(folder, capsys):
         (("knn", "--k", "5", "--temperature", "inf"), "temperature must be finite and over 0, got inf"),
         (("probe", "--augment"), "--augment is for a protocol that trains in epochs, not for logistic"),
         (("probe", "--epochs", "0"), "--epochs is for a protocol that trains in epochs, not for logistic"),
+        (
+            ("probe", "--protocol", "mae", "--strengths", "decades"),
+            "--strengths is for logistic, not for mae, which has no C to choose",
+        ),
+        (
+            ("probe", "--protocol", "dinov2", "--features", "cls"),
+            "--features cls: dinov2 says its own: class tokens of the last blocks, mean of the patches",
+        ),
         (("probe", "--protocol", "mae", "--epochs", "-1"), "epochs must be at least 1, got -1"),
     ],
 )

@@ -101,13 +101,11 @@ def add_parser(commands: Any) -> None:
     probe.add_argument(
         "--features",
         choices=("pooled", "cls"),
-        default="pooled",
         help="what the model's own head gets, or the class token; dinov2 says its own (default: pooled)",
     )
     probe.add_argument(
         "--strengths",
         choices=("decades", "published"),
-        default="decades",
         help="logistic's C: 12 powers of ten, or DINOv2's 45 of the same range (default: decades)",
     )
     probe.add_argument("--augment", action="store_true", help="random crops and flips, through the model each epoch")
@@ -319,16 +317,8 @@ def _knn(options: argparse.Namespace) -> int:
 
 
 def _probe(options: argparse.Namespace) -> int:
+    _check_probe(options)
     study = _Study(options)
-    logistic = options.protocol == "logistic"
-    if logistic:
-        for name, given in (
-            ("augment", options.augment),
-            ("epochs", options.epochs is not None),
-            ("probe-batch", options.probe_batch is not None),
-        ):
-            if given:
-                raise ConfigError(f"--{name} is for a protocol that trains in epochs, not for logistic")
     what, layout = _probe_features(study)
     train = study.features(study.splits.train, "training", what)
     test = study.features(study.splits.test, "test", what)
@@ -345,10 +335,29 @@ def _probe(options: argparse.Namespace) -> int:
             lines.append(
                 f"seed {entry['seed']}: {chosen}, {100 * entry['heldout_top1']:.2f} % of the held-out training images"
             )
-    result: dict[str, Any] = {"features": [name for name, _, _ in layout] or options.features, "results": record}
+    names = [name for name, _, _ in layout] or options.features or "pooled"
+    result: dict[str, Any] = {"features": names, "results": record}
     if options.baseline is not None:
         result["baseline"] = rows["pixels"]
     return study.give("probe", result, lines)
+
+
+def _check_probe(options: argparse.Namespace) -> None:
+    """Raise where an option is given that the protocol has no use for."""
+    if options.protocol == "logistic":
+        for name, given in (
+            ("augment", options.augment),
+            ("epochs", options.epochs is not None),
+            ("probe-batch", options.probe_batch is not None),
+        ):
+            if given:
+                raise ConfigError(f"--{name} is for a protocol that trains in epochs, not for logistic")
+    elif options.strengths is not None:
+        raise ConfigError(f"--strengths is for logistic, not for {options.protocol}, which has no C to choose")
+    if options.protocol == "dinov2" and options.features is not None:
+        raise ConfigError(
+            f"--features {options.features}: dinov2 says its own: class tokens of the last blocks, mean of the patches"
+        )
 
 
 def _probe_features(study: _Study) -> tuple[What, tuple[tuple[str, int, int], ...]]:
@@ -357,7 +366,7 @@ def _probe_features(study: _Study) -> tuple[What, tuple[tuple[str, int, int], ..
 
     model: Any = study.subject.model
     if study.options.protocol != "dinov2":
-        if study.options.features == "pooled":
+        if study.options.features != "cls":
             return "pre_logits", ()
         if getattr(model, "cls_token", None) is None:
             raise ConfigError(f"--features cls: this {type(model).__name__} has no class token, ask for pooled")
