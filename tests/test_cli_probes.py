@@ -124,6 +124,8 @@ def test_dinov2_takes_what_the_model_has(folder, capsys, monkeypatch):
     assert parts == [(8, 16), (8, 24), (0, 16), (0, 24)]
     assert len(got["results"]["candidates"]) == 8
     assert got["results"]["stderr"] is not None
+    augmented = result(capsys, "probe", folder, "--protocol", "dinov2", "--augment")
+    assert augmented["results"]["seeds"][0]["heldout_top1"] is not None
     got = result(capsys, "probe", folder, "--protocol", "dinov2", model="average")
     assert got["features"] == ["mean of patches"]
     assert any("no class token" in note for note in got["notes"])
@@ -135,6 +137,12 @@ def test_augmented_probe_is_the_same_again(folder, capsys):
     assert first == second
     assert first["results"]["images"].startswith("random resized crops (8 % to 100 % of the area, bicubic)")
     assert first["results"]["protocol"]["steps"] == 4  # the last eight are left out
+    # The images to train on go through the model augmented, and only so.
+    kept = folder / "kept"
+    given = ["probe", str(folder / "model.safetensors"), "--data", str(folder), "--cache", str(kept)]
+    assert main([*given, *map(str, options)]) == 0
+    assert len(list((kept / "features").iterdir())) == 1
+    capsys.readouterr()
     plain = result(capsys, "probe", folder, *(option for option in options if option != "--augment"))
     assert plain["results"]["seeds"][0]["train_loss"] != first["results"]["seeds"][0]["train_loss"]
 

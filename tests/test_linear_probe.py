@@ -204,8 +204,17 @@ def test_augmented_images_are_asked_for_in_each_epoch(short):
     assert got["images"] == "drawn anew"
     assert got["protocol"]["interpolation"] == "bilinear"
     assert not any("random crops" in line for line in got["deviations"])
-    linear_probe(*train, *test, protocol="dinov2", augmented=images)  # 54 of 60: none of the held-out ones
+    whole = linear_probe(*train, *test, protocol="dinov2", augmented=images)  # 54 of 60: none of the held-out ones
     assert images.asked[3:] == [(54, 0, epoch) for epoch in range(30)]
+    rows: list[Tensor] = []
+
+    def some(indices: Tensor) -> Tensor:
+        rows.append(indices)
+        return train[0][indices]
+
+    assert linear_probe(some, train[1], *test, protocol="dinov2", augmented=images) == whole
+    assert linear_probe(some, train[1], *test, protocol="mocov3", seeds=(5,), epochs=3, augmented=images) == got
+    assert [len(indices) for indices in rows] == [6]  # no features of what is trained on
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
@@ -224,6 +233,7 @@ def test_batches_are_the_pieces_joined_and_cut(size, drop_last):
     [
         ({"protocol": "simclr"}, "protocol must be one of mae, mocov3, dinov2, got 'simclr'"),
         ({"seeds": ()}, "seeds is empty"),
+        ({"train_features": lambda rows: torch.zeros(len(rows), 4)}, "got a function: that is for augmented images"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": 1}, "a batch norm needs batches of at least 2 images, got 1"),

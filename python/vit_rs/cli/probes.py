@@ -320,13 +320,14 @@ def _probe(options: argparse.Namespace) -> int:
     _check_probe(options)
     study = _Study(options)
     what, layout = _probe_features(study)
-    train = study.features(study.splits.train, "training", what)
+    # Augmented images go through the model in each epoch: their plain features would be for nothing.
+    train = None if options.augment else study.features(study.splits.train, "training", what)
     test = study.features(study.splits.test, "test", what)
     record = _fit_probe(study, train, test, what, layout)
     rows = {"features": record}
     if options.baseline is not None:
         pixels = study.pixels(study.splits.train), study.pixels(study.splits.test)
-        rows["pixels"] = _fit_probe(study, *pixels, None, ())
+        rows["pixels"] = _fit_probe(study, *pixels, "pre_logits", ())
     lines = _table("input", [options.protocol], {name: {options.protocol: found} for name, found in rows.items()})
     lines += [f"trained on {record['images']}", *(f"differs: {line}" for line in record["deviations"])]
     for entry in record["seeds"]:
@@ -388,28 +389,38 @@ def _probe_features(study: _Study) -> tuple[What, tuple[tuple[str, int, int], ..
 
 def _fit_probe(
     study: _Study,
-    train: Features,
+    train: Features | None,
     test: Features,
-    what: What | None,
+    what: What,
     layout: Sequence[tuple[str, int, int]],
 ) -> dict[str, Any]:
-    """Train and test by the protocol that was asked for; `what` is None for pixels, which are never augmented."""
+    """Train and test by the protocol that was asked for; on augmented images where there are no training features."""
+    import torch  # noqa: PLC0415
+    from torch.utils.data import Subset  # noqa: PLC0415
+
     from vit_rs.evaluation import AugmentedImages, ProbeInput, linear_probe, logistic_regression  # noqa: PLC0415
     from vit_rs.evaluation.linear_probe import PROTOCOLS  # noqa: PLC0415
     from vit_rs.evaluation.logistic import C_DECADES, C_GRID  # noqa: PLC0415
 
-    options = study.options
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor] = (*train, *test)
-    if options.protocol == "logistic":
+    options, images = study.options, study.splits.train
+    if train is not None and options.protocol == "logistic":
         device = "cpu" if options.device == "mps" else options.device  # it has no float64
         with subjects.Progress("logistic regression", "fits") as progress, subjects.mendable():
             grid = C_GRID if options.strengths == "published" else C_DECADES
-            return logistic_regression(*tensors, grid=grid, seeds=options.seeds, device=device, progress=progress)
+            return logistic_regression(*train, *test, grid=grid, seeds=options.seeds, device=device, progress=progress)
+
+    def features_of(places: Tensor) -> Tensor:
+        return study.features(Subset(images, places.tolist()), "held-out", what).features
+
     augmented = None
-    if options.augment and what is not None:
+    table: Tensor | Callable[[Tensor], Tensor] = features_of
+    labels = torch.tensor(study.splits.train_targets)
+    if train is not None:
+        table, labels = train
+    else:
         augmented = AugmentedImages(
             study.subject,
-            study.splits.train,
+            images,
             what,
             interpolation=PROTOCOLS[options.protocol].interpolation,
             batch_size=options.batch_size,
@@ -419,7 +430,9 @@ def _fit_probe(
         )
     with subjects.Progress(f"linear probe ({options.protocol})", "steps") as progress, subjects.mendable():
         return linear_probe(
-            *tensors,
+            table,
+            labels,
+            *test,
             protocol=options.protocol,
             inputs=[ProbeInput(*part) for part in layout],
             seeds=options.seeds,

@@ -23,12 +23,17 @@ _ROWS = 65536
 
 
 def check_pair(
-    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, *, per_class: int = 1
+    train_features: Tensor | None,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    per_class: int = 1,
 ) -> int:
     """Return the number of classes K of training and test features.
 
     Args:
-        train_features: (N, D) floating point.
+        train_features: (N, D) floating point; None where they are not at hand.
         train_labels: (N,) integers 0..K-1.
         test_features: (M, D).
         test_labels: (M,) integers 0..K-1.
@@ -40,7 +45,7 @@ def check_pair(
     """
     _check("train", train_features, train_labels)
     _check("test", test_features, test_labels)
-    if train_features.shape[1] != test_features.shape[1]:
+    if train_features is not None and train_features.shape[1] != test_features.shape[1]:
         raise ValueError(
             f"features differ in width: train {tuple(train_features.shape)}, test {tuple(test_features.shape)}"
         )
@@ -85,16 +90,18 @@ def standard_error(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
-def _check(name: str, features: Tensor, labels: Tensor) -> None:
-    if features.ndim != 2 or labels.ndim != 1 or len(features) != len(labels) or len(labels) == 0:
+def _check(name: str, features: Tensor | None, labels: Tensor) -> None:
+    table = (len(labels), 1) if features is None else tuple(features.shape)
+    if len(table) != 2 or labels.ndim != 1 or table[0] != len(labels) or len(labels) == 0:
         raise ValueError(
-            f"expected {name} features (N, D) and labels (N,) with N > 0, "
-            f"got {tuple(features.shape)} and {tuple(labels.shape)}"
+            f"expected {name} features (N, D) and labels (N,) with N > 0, got {table} and {tuple(labels.shape)}"
         )
-    if not features.is_floating_point():
-        raise ValueError(f"expected {name} features of floating point, got {features.dtype}")
     if labels.is_floating_point() or labels.min() < 0:
         raise ValueError(f"{name} labels must be integers from 0, got {labels.dtype} from {labels.min()}")
+    if features is None:
+        return
+    if not features.is_floating_point():
+        raise ValueError(f"expected {name} features of floating point, got {features.dtype}")
     for start in range(0, len(features), _ROWS):
         finite = torch.isfinite(features[start : start + _ROWS]).all(dim=1)
         if not finite.all():

@@ -136,7 +136,7 @@ class _Candidate:
 
 
 def linear_probe(
-    train_features: Tensor,
+    train_features: Tensor | Callable[[Tensor], Tensor],
     train_labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
@@ -162,7 +162,9 @@ def linear_probe(
     that diverged is not chosen.
 
     Args:
-        train_features: (N, F) floating point, for example of `load_or_extract`.
+        train_features: (N, F) floating point, for example of `load_or_extract`. With `augmented` nothing is trained on
+            them; it may then be what returns the rows (n, F) of some indices (n,), and is asked for those of the
+            held-out images only, or for none.
         train_labels: (N,) integers 0..K-1.
         test_features: (M, F).
         test_labels: (M,) integers 0..K-1.
@@ -173,7 +175,7 @@ def linear_probe(
         batch_size: In place of the protocol's; the learning rate follows it.
         device: Where the classifiers are trained.
         augmented: The training images of the published protocol; the same ones in the same order as
-            `train_features`, which then serve to choose.
+            `train_features`, which then serve to choose, where there is a choice.
         progress: Called with (steps done, steps) of all seeds.
 
     Returns:
@@ -190,14 +192,13 @@ def linear_probe(
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     published = PROTOCOLS[protocol]
     check_seeds(seeds)
-    num_classes = check_pair(train_features, train_labels, test_features, test_labels)
+    table = None if callable(train_features) else train_features
+    if table is None and augmented is None:
+        raise ValueError("expected train_features as a table (N, F), got a function: that is for augmented images")
+    num_classes, width = check_pair(table, train_labels, test_features, test_labels), test_features.shape[1]
     plan = _shortened(published, epochs, batch_size)
-    candidates = [
-        _Candidate(part, lr)
-        for part in inputs or [ProbeInput("features", 0, train_features.shape[1])]
-        for lr in plan.base_lrs
-    ]
-    _check_inputs(candidates, train_features.shape[1])
+    candidates = [_Candidate(part, lr) for part in inputs or [ProbeInput("features", 0, width)] for lr in plan.base_lrs]
+    _check_inputs(candidates, width)
     whole = torch.arange(len(train_labels))
     runs = []
     for number, seed in enumerate(seeds):
@@ -206,14 +207,19 @@ def linear_probe(
             names = [str(label) for label in range(num_classes)]
             first, second = split_by_class(train_labels.tolist(), names, share=plan.holdout, seed=seed)
             kept, held_out = torch.tensor(first), torch.tensor(second)
-        run = _Run(plan, candidates, num_classes, images=len(kept), width=train_features.shape[1], device=device)
+        run = _Run(plan, candidates, num_classes, images=len(kept), width=width, device=device)
         run.start(seed)
-        pieces = augmented or _KeptFeatures(train_features, train_labels, torch.device(device), run.batch_size)
+        pieces = augmented
+        if table is not None and pieces is None:
+            pieces = _KeptFeatures(table, train_labels, torch.device(device), run.batch_size)
         done = number * run.steps
         for step in run.train(lambda epoch, s=seed, k=kept, p=pieces: p.epoch(k, seed=s, epoch=epoch)):  # type: ignore[misc]
             if progress is not None:
                 progress(done + step, len(seeds) * run.steps)
-        chosen_by = run.accuracies(train_features[held_out], train_labels[held_out]) if len(held_out) else None
+        chosen_by = None
+        if len(held_out):
+            features = train_features(held_out) if callable(train_features) else train_features[held_out]
+            chosen_by = run.accuracies(features, train_labels[held_out])
         runs.append((seed, run, chosen_by, run.accuracies(test_features, test_labels)))
     return _record(protocol, published, candidates, runs, augmented, train_images=len(whole))
 
