@@ -15,13 +15,13 @@ from vit_rs.evaluation import Preprocessing, fewshot_lsr, knn_classify, load_or_
 from vit_rs.models import VisionTransformer, ViTConfig
 
 
-def saved(path, *, side: int, channels: int, **fields) -> str:
+def saved(path, *, side: int, channels: int, split: dict | None = None, **fields) -> str:
     torch.manual_seed(0)
     config = ViTConfig(
         img_size=side, patch_size=7, in_chans=channels, embed_dim=8, depth=2, num_heads=2, num_classes=4, **fields
     )
     preprocessing = Preprocessing((side, side), mean=(0.5,) * channels, std=(0.3,) * channels).to_dict()
-    save_checkpoint(path, VisionTransformer(config), metadata={"preprocessing": preprocessing})
+    save_checkpoint(path, VisionTransformer(config), metadata={"preprocessing": preprocessing, "split": split})
     return str(path)
 
 
@@ -89,6 +89,24 @@ def test_knn_and_its_baseline(folder, capsys):
     assert got["baseline"] == {str(k): v for k, v in expected.items()}
     assert got["baseline"]["1"]["top1"] > 0.4
     assert (got["protocol"]["temperature"], got["protocol"]["k"]) == (0.2, [1, 10])
+
+
+def test_a_run_on_few_images_is_probed_on_all(folder, capsys):
+    split = {"holdout": 0.3, "split_seed": 5, "per_class": 3}
+    saved(folder / "few.safetensors", side=14, channels=3, split=split)
+    got = result(capsys, "knn", folder, "--k", "1", model="few")
+    assert (got["train_images"], got["test_images"]) == (48, 16)
+    assert got["notes"] == [
+        "the run that trained the model used the first 3 training images of each class: these are all (--per-class 3 "
+        "takes as many)"
+    ]
+    got = result(capsys, "knn", folder, "--k", "1", "--per-class", 3, model="few")
+    assert (got["train_images"], got["test_images"], got["notes"]) == (12, 16, [])
+    few = [str(folder / "few.safetensors"), "--data", str(folder), "--json"]
+    for part, count, about in (("test", 16, False), ("train", 48, True)):  # test images are the same with or without
+        assert main(["eval", *few, "--split", part]) == 0
+        got = json.loads(capsys.readouterr().out)
+        assert (got["count"], any("--per-class 3" in note for note in got["notes"])) == (count, about)
 
 
 @pytest.mark.parametrize("features_of", ["pooled", "cls"])

@@ -56,7 +56,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from vit_rs.evaluation import examine_subject  # noqa: PLC0415
 
     subject = subjects.subject_asked(options)
-    splits, notes = subjects.images_asked(options, subject)
+    splits, notes = subjects.images_asked(options, subject, training=options.split == "train")
     with subjects.Progress("testing") as progress:
         evaluation, more = examine_subject(
             subject,

@@ -107,18 +107,37 @@ def add_images(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--split-seed", type=int, metavar="N", help="seed of that split (default: the checkpoint's, or 0)"
     )
+    command.add_argument(
+        "--per-class", type=positive, metavar="N", help="use the first N training images of each class (default: all)"
+    )
 
 
-def images_asked(options: argparse.Namespace, subject: Subject) -> tuple[Splits, list[str]]:
-    """Open the images that the arguments name, split as in the run that trained the model; and say where that fails."""
+def images_asked(options: argparse.Namespace, subject: Subject, *, training: bool = True) -> tuple[Splits, list[str]]:
+    """Open the images that the arguments name, split as in the run that trained the model; and say where that fails.
+
+    That run's split keeps the test images apart from those that the model has seen. How few training images it took is
+    no part of that, and would be a surprise on other images: all are used unless options.per_class says otherwise.
+
+    Args:
+        options: the arguments of `add_images`.
+        subject: the model.
+        training: whether the training images are looked at.
+    """
     from vit_rs.data.splits import open_splits  # noqa: PLC0415  (torch is imported here)
 
+    trained = dict(subject.split)
+    per_class = trained.pop("per_class", None)
     asked = {"holdout": options.holdout, "split_seed": options.split_seed}
-    split = {**subject.split, **{name: value for name, value in asked.items() if value is not None}}
+    split = {**trained, **{name: value for name, value in asked.items() if value is not None}}
     with mendable():
-        splits = open_splits(options.data, **split)
+        splits = open_splits(options.data, **split, per_class=options.per_class)
     notes = []
-    if splits.seeded and any(split[name] != value for name, value in subject.split.items()):
+    if training and per_class is not None and options.per_class is None:
+        notes.append(
+            f"the run that trained the model used the first {per_class} training images of each class: these are all "
+            f"(--per-class {per_class} takes as many)"
+        )
+    if splits.seeded and any(split[name] != value for name, value in trained.items()):
         notes.append("the split is not that of the run that trained the model: it may have seen test images")
     if splits.seeded and not subject.split and options.split_seed is None:
         notes.append(
