@@ -11,7 +11,8 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from vit_rs.data import ArrayDataset, ImageFolder
-from vit_rs.data.splits import common_side, image_channels, open_splits
+from vit_rs.data.splits import common_side, image_channels, open_splits, split_by_class
+from vit_rs.evaluation.fewshot import draw_shots
 
 
 @pytest.fixture
@@ -72,3 +73,22 @@ def test_sides_and_channels_are_known_of_arrays(folder):
         (None, 3),
         (None, 3),
     ]
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_splits_and_draws_are_those_of_a_scan_for_each_class(seed):
+    labels = np.random.default_rng(seed).integers(0, 20, 500)
+    # As they were drawn from the start: results that were published must not move.
+    rng, draws, held_out = np.random.default_rng(seed), [], []
+    for label in range(20):
+        members = np.flatnonzero(labels == label)
+        draws += rng.permutation(members)[:3].tolist()
+        count = max(1, round(0.2 * len(members)))
+        held_out += np.random.default_rng((seed, label)).permutation(members)[:count].tolist()
+    kept = [index for index in range(500) if index not in held_out]
+    assert split_by_class(labels.tolist(), list("abcdefghijklmnopqrst"), share=0.2, seed=seed) == (
+        kept,
+        sorted(held_out),
+    )
+    got = draw_shots(labels, 20, shots=3, seed=seed)
+    assert (got.tolist(), got.dtype) == (draws, np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import torch
+    from numpy.typing import NDArray
 
 __all__ = [
     "Splits",
@@ -29,6 +31,7 @@ __all__ = [
     "first_of_each_class",
     "image_channels",
     "is_idx_folder",
+    "members_of_classes",
     "open_splits",
     "split_by_class",
 ]
@@ -224,18 +227,23 @@ def split_by_class(
         DatasetError: if a class has fewer than two images.
     """
     labels = np.asarray(targets)
-    held_out: list[int] = []
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(labels == label)
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label, (name, members) in enumerate(zip(classes, members_of_classes(labels, len(classes)), strict=True)):
         if len(members) < 2:
             raise DatasetError(
                 f"class {name!r} has {len(members)} image(s): at least 2 are needed to hold one out; "
                 "add images, or give the folder train/ and val/"
             )
         count = min(max(1, round(share * len(members))), len(members) - 1)
-        held_out += np.random.default_rng((seed, label)).permutation(members)[:count].tolist()
-    kept = np.setdiff1d(np.arange(len(labels)), held_out).tolist()
-    return kept, sorted(held_out)
+        held_out[np.random.default_rng((seed, label)).permutation(members)[:count]] = True
+    return np.flatnonzero(~held_out).tolist(), np.flatnonzero(held_out).tolist()
+
+
+def members_of_classes(labels: NDArray[np.integer], num_classes: int) -> list[NDArray[np.int64]]:
+    """Return the indices of each class's images, increasing; of labels (N,). One sort, however many classes."""
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.arange(num_classes + 1))
+    return [order[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def first_of_each_class(targets: Sequence[int], indices: Iterable[int], count: int) -> list[int]:

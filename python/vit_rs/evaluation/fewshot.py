@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from vit_rs.data.splits import members_of_classes
 from vit_rs.evaluation.labelled import check_pair, check_seeds, mean, standard_error
 
 if TYPE_CHECKING:
@@ -140,8 +141,7 @@ def draw_shots(labels: NDArray[np.integer], num_classes: int, *, shots: int, see
     Source: google-research/big_vision, evaluators/fewshot_lsr.py.
     """
     rng = np.random.default_rng(seed)
-    draws = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in range(num_classes)]
-    return np.concatenate(draws)
+    return np.concatenate([rng.permutation(members)[:shots] for members in members_of_classes(labels, num_classes)])
 
 
 def fewshot_lsr(
