@@ -262,6 +262,8 @@ def test_a_file_of_ones_own_runs_as_any_other_module(tmp_path):
         ("a.py", "x = 1\nconfig(", r"a\.py: line 2: SyntaxError: '\(' was never closed"),
         ("a.py", "import nonsense_of_mine", r"a\.py: line 1: ModuleNotFoundError: No module named 'nonsense_of_mine'"),
         ("a.py", "def config():\n    return 1 / 0", r"a\.py: config\(\): line 2: ZeroDivisionError: division by zero"),
+        ("a.py", "import sys\n\nsys.exit(0)", r"a\.py: line 3: SystemExit: 0"),
+        ("a.py", "def config():\n    raise SystemExit", r"a\.py: config\(\): line 2: SystemExit$"),
         ("a.py", "def config(n):\n    pass", r"a\.py: config\(\): TypeError: .*missing 1 required"),
         ("a.py", "def config():\n    return {'epochs': 3}", r"config\(\) returned \{'epochs': 3\}, expected a vit_rs"),
         ("a.txt", "", r"a\.txt: expected a \.py file with config\(\), or a run's config\.json"),

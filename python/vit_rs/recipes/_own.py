@@ -56,7 +56,7 @@ def _run(path: Path) -> ModuleType:
     try:
         program = compile(text, str(path), "exec", dont_inherit=True)
         exec(program, module.__dict__)  # noqa: S102  (the user's own program)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path}: {_what_happened(error, path)}") from error
     return module
 
@@ -67,7 +67,7 @@ def _config_of(module: ModuleType, path: Path) -> TrainConfig:
         raise ConfigError(f"{path} has no function config(); expected one that returns a vit_rs.training.TrainConfig")
     try:
         value = config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path}: config(): {_what_happened(error, path)}") from error
     if not isinstance(value, TrainConfig):
         raise ConfigError(f"{path}: config() returned {value!r:.80}, expected a vit_rs.training.TrainConfig")
@@ -81,7 +81,7 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
 
 
-def _what_happened(error: Exception, path: Path) -> str:
+def _what_happened(error: BaseException, path: Path) -> str:
     """Return an exception in one line, with the last line of the user's file that led to it."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None

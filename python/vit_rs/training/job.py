@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
+    from vit_rs.data.splits import Splits
     from vit_rs.training.config import TrainConfig
     from vit_rs.training.parallel import Parallel
-    from vit_rs.training.sources import Sources
     from vit_rs.training.stages import Stage
 
 __all__ = ["train"]
@@ -321,7 +321,7 @@ def _check_same(stored: TrainConfig, config: TrainConfig, folder: Path) -> None:
         raise ConfigError(f"{folder} holds a run with other settings, which resuming keeps: {listed}")
 
 
-def _identity(config: TrainConfig, sources: Sources) -> dict[str, Any]:
+def _identity(config: TrainConfig, sources: Splits) -> dict[str, Any]:
     """Return what must not change between saving a state and going on from it."""
     settings = dataclasses.replace(config, loader_threads=None)
     return {

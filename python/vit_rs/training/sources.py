@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from vit_rs.training.config import DataConfig
     from vit_rs.transforms import Transform
 
-__all__ = ["Sources", "eval_transform", "open_sources", "preprocessing", "train_transform"]
-
-Sources = Splits
+__all__ = ["eval_transform", "open_sources", "preprocessing", "train_transform"]
 
 
 def open_sources(config: DataConfig) -> Splits:

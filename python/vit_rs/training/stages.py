@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from torch.utils.data import Subset
 
+    from vit_rs.data.splits import Splits
     from vit_rs.models.catalogue import Config, Model
     from vit_rs.training.config import MethodConfig, OptimConfig, TrainConfig
-    from vit_rs.training.sources import Sources
     from vit_rs.transforms import Transform
 
 __all__ = ["Stage", "build_stages", "finetune_size", "pairs"]
@@ -69,7 +69,7 @@ class Stage:
     method_config: MethodConfig
     checkpoint: str
     config: TrainConfig
-    sources: Sources
+    sources: Splits
     parallel: Parallel = field(default_factory=lambda: Parallel("ddp", "cpu"))
 
     @property
@@ -260,7 +260,7 @@ class Stage:
         )
 
 
-def build_stages(config: TrainConfig, sources: Sources, parallel: Parallel | None = None) -> list[Stage]:
+def build_stages(config: TrainConfig, sources: Splits, parallel: Parallel | None = None) -> list[Stage]:
     """Return the stages of a validated configuration, in order.
 
     Args:
@@ -327,7 +327,7 @@ def _global_batch(name: str, batch_size: int, config: TrainConfig, parallel: Par
     return batch_size
 
 
-def finetune_size(config: TrainConfig, sources: Sources) -> int:
+def finetune_size(config: TrainConfig, sources: Splits) -> int:
     """Return the image side of the second stage, in pixels: as set, or the multiple of a token nearest to 1.5 times."""
     if config.finetune.img_size is not None:
         return config.finetune.img_size

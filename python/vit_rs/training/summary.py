@@ -13,8 +13,8 @@ from vit_rs.training.progress import clock, threads
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vit_rs.data.splits import Splits
     from vit_rs.training.config import TrainConfig
-    from vit_rs.training.sources import Sources
 
 __all__ = ["build_summary", "summary_markdown", "summary_table"]
 
@@ -25,7 +25,7 @@ _EXAMPLES = 10
 
 
 def build_summary(
-    config: TrainConfig, sources: Sources, records: Sequence[dict[str, Any]], *, seconds: float
+    config: TrainConfig, sources: Splits, records: Sequence[dict[str, Any]], *, seconds: float
 ) -> dict[str, Any]:
     """Return the run's summary; only "time" and "environment" depend on more than settings and images.
 
