@@ -238,6 +238,18 @@ def config_of(arguments):
     return json.loads(seen[0].to_json())
 
 
+def test_paths_are_absolute_in_a_run(here):
+    given = config_of(["image_folder", "--set", "data.path=../data", "--set", "model.init=a/../b.npz"])
+    assert (given["data"]["path"], given["model"]["init"]) == (str(here / "data"), str(here / "work/b.npz"))
+    (here / "work/mine.py").write_text(OWN.replace("per_class=6", "per_class=6, path='photos'"))
+    assert config_of(["mine.py"])["data"]["path"] == str(here / "work/photos")
+    assert config_of(["mine.py", "--data", "others"])["data"]["path"] == str(here / "work/others")
+    (here / "work/run").mkdir()
+    (here / "work/run/config.json").write_text(json.dumps(given))
+    again = config_of(["--resume", "--out", "run", "--set", "data.path=../data", "--set", "model.init=b.npz"])
+    assert again == given
+
+
 OWN = """
 from dataclasses import replace
 from vit_rs.recipes import fashion_mnist

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 _BUNDLED_RECIPE, _FOLDER_RECIPE = "fashion_mnist", "image_folder"
+# Settings that name a folder or a file.
+_PATHS = ("data.path", "model.init")
 
 
 def add_parser(commands: Any) -> None:
@@ -117,7 +119,8 @@ def _train(options: argparse.Namespace) -> int:
             config = dataclasses.replace(config, loader_threads=options.threads)
     else:
         config = _recipe(options.recipe or _recipe_for(options.data))
-        config = apply_settings(config, _asked_settings(config, options))
+        own = {path: get_setting(config, path) for path in _PATHS}
+        config = apply_settings(config, _located({**own, **_asked_settings(config, options)}))
     config = config.validated()
     if options.show_settings:
         print(settings_page(config))
@@ -155,7 +158,7 @@ def _asked_settings(config: TrainConfig, options: argparse.Namespace) -> dict[st
     """Return path -> value of everything that the command line asks for."""
     values = parse_settings(config, options.settings)
     flags = {
-        "data.path": ("--data", None if options.data is None else str(Path(options.data).resolve())),
+        "data.path": ("--data", options.data),
         "seed": ("--seed", options.seed),
         "device": ("--device", options.device),
         "loader_threads": ("--threads", options.threads),
@@ -169,13 +172,21 @@ def _asked_settings(config: TrainConfig, options: argparse.Namespace) -> dict[st
     return values
 
 
+def _located(values: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with absolute paths: a run goes on from any directory."""
+    return {
+        path: str(Path(value).resolve()) if path in _PATHS and value is not None else value
+        for path, value in values.items()
+    }
+
+
 def _check_unchanged(config: TrainConfig, options: argparse.Namespace, out: Path) -> None:
     """Raise where the command line contradicts the run that is resumed; loader threads may change."""
     if options.recipe is not None:
         asked = _recipe(options.recipe).recipe if is_file_name(options.recipe) else options.recipe
         if asked != config.recipe:
             raise ConfigError(f"{out} holds a run of {config.recipe}, got {asked}")
-    for path, value in _asked_settings(config, options).items():
+    for path, value in _located(_asked_settings(config, options)).items():
         stored = get_setting(config, path)
         if path != "loader_threads" and value != stored:
             raise ConfigError(
