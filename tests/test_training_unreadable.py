@@ -17,6 +17,7 @@ from vit_rs.training import job, train
 from vit_rs.training.engine import Engine
 from vit_rs.training.metrics import read_metrics
 from vit_rs.training.parallel import Parallel
+from vit_rs.training.shared_evaluation import shared_features, shared_test
 from vit_rs.training.sources import open_sources
 from vit_rs.training.stages import build_stages
 from vit_rs.training.values import apply_settings, parse_settings
@@ -101,6 +102,57 @@ def test_empty_batches_count_as_steps_and_not_in_the_loss(folder, tmp_path):
     # A third of the images cannot be read: means over all steps would be lower.
     assert all(record["train_loss"] == pytest.approx(math.log(2), rel=0.01) for record in training)
     assert all(p.isfinite().all() for p in load_model(tmp_path / "run" / "model.safetensors").parameters())
+
+
+@pytest.mark.parametrize("broken", [("train/a/0", "train/a/1"), ("train/a/0", "train/a/1", "train/a/2")])
+def test_too_few_readable_images_of_a_class_have_no_few_shot_result(folder, tmp_path, broken):
+    settings = ("data.on_error=skip", "evaluation.shots=2", "evaluation.fewshot_seeds=0", "epochs=1")
+    summary, _ = run(folder(*broken), tmp_path / "run", *settings)
+    left = 3 - len(broken)
+    assert summary["stages"][0]["fewshot"] == {
+        "skipped": f"class 'a' has {left} training image(s), fewer than 2, that can be read"
+    }
+
+
+class Other(Parallel):
+    """The second of two processes; the first one's part in the sums and gathered values is given."""
+
+    def __init__(self, sums, gathered):
+        super().__init__("ddp", "cpu")
+        self.rank, self.world_size, self.sums, self.gathered = 1, 2, sums, gathered
+
+    def total(self, values):
+        return [own + theirs for own, theirs in zip(values, self.sums, strict=True)]
+
+    def gather(self, value):
+        return [self.gathered, value]
+
+
+@pytest.mark.parametrize("broken", [["val/b/0"], ["val/a/0", "val/b/0"]])
+def test_a_process_none_of_whose_images_can_be_read(folder, broken):
+    everything = len(broken) == 2
+    features = (torch.empty(0), torch.empty(0).long()) if everything else (torch.ones(1, 16), torch.tensor([0]))
+    process = Other([0.0, 0.0, 0.0] if everything else [1.0, 1.0, 0.25], features)
+    given = config(folder(*broken), "data.on_error=skip", "batch_size=4")
+    [stage] = build_stages(given, open_sources(given.data), process)
+    model, asked = stage.initial_model(None), []
+    with stage.test_loader() as loader:
+        for shared, expected in (
+            (shared_test, {"top1": 1.0, "loss": 0.25, "count": 1}),
+            (shared_features, features),
+        ):
+            if everything:
+                with pytest.raises(DatasetError, match=r"none of 2 images to test with could be read: .*val.b.0\.jpg"):
+                    shared(stage, model, loader, images=2, go_on=lambda: asked.append(1))
+                continue
+            got = shared(stage, model, loader, images=2, go_on=lambda: asked.append(1))
+            assert got == expected if shared is shared_test else all(map(torch.equal, got, expected))
+    assert len(asked) == 2  # as often as the other process
+
+
+def test_a_lone_process_without_a_readable_test_image_says_so(folder, tmp_path):
+    with pytest.raises(DatasetError, match=r"none of 2 images to test with could be read: .*\.jpg"):
+        run(folder("val/a/0", "val/b/0"), tmp_path / "run", "data.on_error=skip")
 
 
 def test_training_on_nothing_is_an_error(folder, tmp_path):

@@ -10,7 +10,7 @@ from vit_rs.evaluation import fewshot_lsr
 from vit_rs.training.shared_evaluation import shared_features
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -49,18 +49,29 @@ def fewshot_result(
     if evaluation.shots == 0:
         return {"skipped": "evaluation.shots is 0"}
     pool = _pool(stage)
-    counts = Counter(stage.sources.train_targets[index] for index in pool)
-    label, fewest = min(counts.items(), key=lambda item: item[1])
-    if fewest < evaluation.shots:
-        name = stage.sources.classes[label]
-        return {"skipped": f"class {name!r} has {fewest} training image(s), fewer than {evaluation.shots}"}
+    targets = [stage.sources.train_targets[index] for index in pool]
+    reason = _too_few(stage, targets, targets)
+    if reason is not None:
+        return {"skipped": reason}
     with stage.fewshot_loader(pool) as loader:
         train = shared_features(stage, model, loader, images=len(pool), go_on=go_on)
+    reason = _too_few(stage, targets, train[1].tolist())
+    if reason is not None:
+        return {"skipped": f"{reason}, that can be read"}
     test = shared_features(stage, model, test_loader, images=len(stage.sources.test), go_on=go_on)
     scores = stage.parallel.from_main(
         lambda: fewshot_lsr(*train, *test, shots=(evaluation.shots,), seeds=evaluation.fewshot_seeds)
     )[evaluation.shots]
     return {"shots": evaluation.shots, "top1": scores["top1"], "top1_per_seed": scores["per_seed"]}
+
+
+def _too_few(stage: Stage, targets: Sequence[int], labels: Sequence[int]) -> str | None:
+    """Return what is wrong where some class among the targets has fewer labels than shots."""
+    counts, shots = Counter(labels), stage.config.evaluation.shots
+    label = min(dict.fromkeys(targets), key=lambda target: counts[target])
+    if counts[label] >= shots:
+        return None
+    return f"class {stage.sources.classes[label]!r} has {counts[label]} training image(s), fewer than {shots}"
 
 
 def _pool(stage: Stage) -> list[int]:
