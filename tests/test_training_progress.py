@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import itertools
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from vit_rs.recipes import fashion_mnist
 from vit_rs.training import progress as module
+from vit_rs.training.engine import Engine
 from vit_rs.training.progress import Progress, Status, Workload, clock, measure
 from vit_rs.training.sources import open_sources
 from vit_rs.training.stages import build_stages
@@ -58,6 +60,22 @@ def test_plain_lines_where_there_is_no_terminal(time_flies):
     assert stream.getvalue() == " 50% done, 24 s left: half\n"
 
 
+@pytest.mark.parametrize("busy", [0.0, 200.0])
+def test_a_busy_beginning_is_forgotten(monkeypatch, busy):
+    now, stream = [0.0], io.StringIO()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(module, "clock", lambda seconds: f"{seconds:.0f}")
+    bar = Progress(2000.0, done=0.0, enabled=True, stream=stream)
+    for _ in range(100):  # ten seconds each, of which ten are done, or one while the machine is busy
+        now[0] += 10
+        bar.show(bar._done + (1 if now[0] <= busy else 10), "")
+    left = [float(line.split()[2]) for line in stream.getvalue().splitlines()]
+    assert left[-1] == pytest.approx(2000 - bar._done)
+    assert left[0] == pytest.approx(10 * 1999 if busy else 1990)
+    bar.show(bar._done, "nothing done since")
+    assert float(stream.getvalue().splitlines()[-1].split()[2]) > 0
+
+
 def test_a_bar_on_a_terminal():
     stream = Terminal()
     with Progress(100.0, done=25.0, enabled=True, stream=stream) as bar:
@@ -91,10 +109,22 @@ def test_the_workload_counts_every_part():
     assert work.done(2, 0) == work.total
 
 
-def test_measuring_takes_real_steps():
+def test_measuring_takes_real_steps(monkeypatch):
     first, second = stages("model.depth=1", "model.embed_dim=16", "model.num_heads=2")
     for stage in (first, second):
         assert 1e-7 < measure(stage, seconds=0.1) < 1.0
+    # One step that another program stopped does not count.
+    real, late = Engine.step, []
+
+    def stopped(self, images, labels, step):
+        if step == 4:
+            time.sleep(0.3)
+            late.append(step)
+        return real(self, images, labels, step)
+
+    monkeypatch.setattr(Engine, "step", stopped)
+    assert measure(first, seconds=0.1) < 0.3 / (3 * 16)  # the mean of as many steps would be at least this
+    assert late
     # Where a step takes longer than the time to spend, a part of one must do.
     assert 1e-7 < measure(first, seconds=1e-9) < 1.0
 

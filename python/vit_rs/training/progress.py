@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -26,7 +28,8 @@ _FORWARD_SHARE = 1 / 3
 _LINE_SECONDS = 10.0
 _REFRESH_SECONDS = 0.5
 _PROBE_IMAGES = 8
-_PROBE_STEPS = 2
+_PROBE_STEPS = 3
+_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -85,39 +88,42 @@ class Workload:
 
 
 def measure(stage: Stage, *, seconds: float) -> float:
-    """Return the seconds that one training image takes, loading included, from a few real steps.
+    """Return the seconds that one training image takes, loading included: the lower median of some real steps.
 
-    Nothing of it stays: model, optimizer and loader are thrown away. All processes of a run do it together.
+    Not their mean: where another program stops one step for long, the others tell how the run will go. Nothing of it
+    stays: model, optimizer and loader are thrown away. All processes of a run do it together.
 
     Args:
         stage: the stage.
-        seconds: time to spend, beyond two steps on few images.
+        seconds: time to spend, beyond the steps on few images; up to three times as much where steps are long.
     """
     parallel = stage.parallel
     # Compiling takes longer than it is measured.
     plain = dataclasses.replace(stage, config=dataclasses.replace(stage.config, compile=False))
     engine = Engine(plain, stage.build_model().to(parallel.device))
-    images_seen, start = 0, 0.0
+    probe, whole = math.inf, []
     with stage.train_loader() as loader:
         for step, batch in enumerate(loader):
             images, labels = batch
             if step < _PROBE_STEPS:
-                # The first step makes kernels and buffers, the second tells whether a whole one can be afforded; both
+                # The first step makes kernels and buffers, the others tell whether a whole one can be afforded; all
                 # on few images, since with a large model on a CPU one step can take a minute.
                 images, labels = images[:_PROBE_IMAGES], labels[:_PROBE_IMAGES]
-            begin = time.perf_counter()
+                start = before = time.perf_counter()
             loss, _ = engine.step(images, labels, step)
             loss.item()  # wait for an asynchronous device
-            now = time.perf_counter()
+            before, took = time.perf_counter(), time.perf_counter() - before
+            image_seconds = took / (max(1, len(labels)) * parallel.world_size)
             if step < _PROBE_STEPS:
-                start, probe = now, (now - begin) / (max(1, len(labels)) * parallel.world_size)
+                start, probe = before, min(probe, image_seconds)
                 if step == _PROBE_STEPS - 1 and parallel.any(probe * stage.batch_size > seconds):
-                    return probe
+                    break
                 continue
-            images_seen += len(labels) * parallel.world_size
-            if parallel.any(now - start > seconds):
+            whole.append(image_seconds)
+            enough = seconds if len(whole) >= _STEPS else 3 * seconds
+            if parallel.any(before - start > enough):
                 break
-    return (now - start) / images_seen if images_seen else probe
+    return statistics.median_low(whole) if whole else probe
 
 
 class _Bar(Protocol):
@@ -144,6 +150,8 @@ class Progress:
         self._enabled = enabled
         self._stream = sys.stderr if stream is None else stream
         self._start = self._shown = time.monotonic()
+        # Time and seconds done: at the start, later at the last two doublings of the time since.
+        self._marks = [(self._start, done)]
         self._bar: _Bar | None = None
         if enabled and self._stream.isatty():
             # Imported when there is a bar to draw.
@@ -183,6 +191,8 @@ class Progress:
         """
         self._shown = time.monotonic()
         self._done = done
+        if self._shown - self._start >= 2 * (self._marks[-1][0] - self._start):
+            self._marks = [self._marks[-1], (self._shown, done)]
         if self._bar is not None:
             self._bar.n = min(done, self._total)
             self._bar.set_description_str(f"{clock(self._seconds_left())} left, {text}")
@@ -191,10 +201,16 @@ class Progress:
             self._stream.flush()
 
     def _seconds_left(self) -> float:
-        """Return the expected time left, by the pace so far."""
-        passed = self._done - self._initial
-        pace = (time.monotonic() - self._start) / passed if passed > 0 else 1.0
-        return pace * (self._total - self._done)
+        """Return the expected time left, by the pace of the last half of the time, or somewhat more.
+
+        So a slow beginning (a busy machine, a cold disk) is forgotten. The estimate alone counts before anything is
+        done.
+        """
+        for since, before in (self._marks[0], (self._start, self._initial)):
+            if self._done > before:
+                pace = (time.monotonic() - since) / (self._done - before)
+                return pace * (self._total - self._done)
+        return self._total - self._done
 
 
 def threads(count: int) -> str:
