@@ -115,11 +115,10 @@ def test_probe_of_each_kind_of_features(folder, capsys, features_of):
     assert got["features"] == features_of
 
 
-@pytest.mark.parametrize("strengths", [3, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strengths", [3, 12])
 def test_logistic_regression_is_the_default(folder, capsys, monkeypatch, strengths):
     from vit_rs.evaluation import logistic
 
-    # The weak ones of the twelve take their thousand steps: so few images are told apart without a fault.
     monkeypatch.setattr(logistic, "C_DECADES", logistic.C_DECADES[:strengths])
     got = result(capsys, "probe", folder)
     assert got["results"]["protocol"]["name"] == "logistic"

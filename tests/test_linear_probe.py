@@ -277,6 +277,25 @@ def test_the_weights_are_scikit_learns(c, tolerance, classes):
     assert float(worse) > value
 
 
+def test_it_is_the_optimum_whatever_the_features_scales():
+    x, y = clusters(400, 8, 4, seed=3, spread=2.0)
+    x = x.double() * torch.tensor([1e-6, 1e6, 1.0, 1.0, 1e-3, 1e3, 0.0, 1.0]) + torch.arange(8.0)
+    x[:, 7] = x[:, 2]  # twice the same
+    model = fit_logistic(x, y, 4, c=100.0)
+    assert model.converged
+    weights, bias = model.weights.clone().requires_grad_(), model.bias.clone().requires_grad_()
+    (F.cross_entropy(x @ weights + bias, y) + weights.square().sum() / (2 * 100 * 400)).backward()
+    # In units in which the curvature along each axis is of the order of 1.
+    centred = x - x.mean(0)
+    curvature = centred.square().mean(0) + 1 / (100 * 400)
+    assert (weights.grad - x.mean(0)[:, None] * bias.grad).abs().div(curvature.sqrt()[:, None]).max() < 1e-6
+    assert bias.grad.abs().max() < 1e-6
+    short = fit_logistic(x, y, 4, c=100.0, max_steps=2)
+    assert (short.steps, short.converged) == (2, False)
+    same = torch.ones(40, 3).double()  # nothing to learn but how many there are of each
+    assert fit_logistic(same, torch.arange(40) % 4 // 3, 2, c=1.0).bias.diff().item() == pytest.approx(-math.log(3))
+
+
 def test_the_strength_is_chosen_on_held_out_training_images():
     train, test = clusters(210, 30, 7, seed=1, spread=2.5), clusters(210, 30, 7, seed=2, spread=2.5)
     got = logistic_regression(*train, *test, grid=(100.0, 1e-3, 1e-8), seeds=(0, 1))
