@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import struct
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import Subset
 from vit_rs.data import ArrayDataset, ImageFolder
 from vit_rs.data.splits import common_side, image_channels, open_splits, split_by_class
 from vit_rs.evaluation.fewshot import draw_shots
+from vit_rs.exceptions import DatasetError
 
 
 @pytest.fixture
@@ -37,6 +39,35 @@ def test_a_folder_is_split_by_a_seed(folder):
     assert (splits.train_targets, splits.test_targets) == ([0, 1], [0, 0, 1, 1])
     assert open_splits(str(folder), holdout=0.4, split_seed=3).test.indices == splits.test.indices
     assert "40% of each class, held out by seed 3" in splits.description
+
+
+def test_hidden_folders_are_no_classes_and_hold_no_images(folder):
+    before = open_splits(folder)
+    for hidden in (".ipynb_checkpoints", ".empty", "a/.ipynb_checkpoints"):
+        (folder / hidden).mkdir()
+    for hidden in (".ipynb_checkpoints", "a/.ipynb_checkpoints"):
+        shutil.copy(folder / "a/0.png", folder / hidden / "0-checkpoint.png")
+    after = open_splits(folder)
+    assert (after.classes, after.train_targets, after.test_targets) == (
+        before.classes,
+        before.train_targets,
+        before.test_targets,
+    )
+    assert after.train.dataset.samples == before.train.dataset.samples
+    # torchvision's rule stays that of ImageFolder.
+    with pytest.raises(DatasetError, match=r"no image in class folder \.empty"):
+        ImageFolder(folder)
+    (folder / ".empty").rmdir()
+    assert ImageFolder(folder).classes == [".ipynb_checkpoints", "a", "b"]
+    (folder / "bare").mkdir()
+    with pytest.raises(DatasetError, match=r"no image in class folder bare \(endings that count: \.jpg"):
+        open_splits(folder)
+
+
+def test_a_folder_of_hidden_folders_alone(tmp_path):
+    (tmp_path / ".git").mkdir()
+    with pytest.raises(DatasetError, match=r"no class folders in it but hidden ones: \.git"):
+        open_splits(tmp_path)
 
 
 def test_idx_files_have_numbers_for_names(tmp_path):

@@ -152,6 +152,18 @@ def test_survey(clean, faulty):
     assert (told.progressive, told.gray, told.cmyk, told.rotated, told.unreadable) == (1, 1, 1, 1, 0)
 
 
+def test_empty_and_hidden_class_folders(tmp_path):
+    for name in ("full", *(f"empty{number}" for number in range(6)), ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+    photo(0).save(tmp_path / "full" / "0.jpg")
+    photo(0).save(tmp_path / ".ipynb_checkpoints" / "0.jpg")
+    files = open_files(str(tmp_path))
+    report = Report(str(tmp_path), 1, survey=survey(files, quiet), finished=True)
+    assert (report.survey.images, report.survey.classes) == (1, 7)
+    assert report.survey.empty_classes == tuple(f"empty{number}" for number in range(6))
+    assert "no image in class folder empty0, empty1, empty2, empty3, empty4 and 1 more" in " ".join(str(report).split())
+
+
 def test_long_metadata_before_the_frame(tmp_path):
     (tmp_path / "a").mkdir()
     photo(0).save(tmp_path / "a" / "0.jpg", icc_profile=bytes(200_000))

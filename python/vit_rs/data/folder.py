@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from vit_rs._core import IMAGE_EXTENSIONS, decode_image, scan_folder
+from vit_rs.exceptions import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ImageFolder", "image_files"]
+__all__ = ["ImageFolder", "image_files", "visible_folder"]
 
 # A scan waits for disks more than it computes: more threads than cores.
 _SCANNING_THREADS = 16
@@ -72,6 +73,44 @@ class ImageFolder:
 
     def __repr__(self) -> str:
         return f"ImageFolder({self.root!r}: {len(self)} images, {len(self.classes)} classes)"
+
+
+def visible_folder(root: str | os.PathLike[str], *, allow_empty: bool = False) -> ImageFolder:
+    """Return an `ImageFolder` without what lies in hidden folders: their names begin with a dot.
+
+    A notebook leaves .ipynb_checkpoints/ with copies of images behind: that is no class, and a copy would be trained on
+    and tested on. torchvision, and `ImageFolder` itself, take them.
+
+    Args:
+        root: folder with one sub-folder a class.
+        allow_empty: accept classes without an image.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, DatasetError: as `ImageFolder`.
+    """
+    folder = ImageFolder(root, allow_empty=True)
+    start = len(os.path.join(folder.root, ""))  # noqa: PTH118  (paths are strings, a million of them)
+    hidden = os.sep + "."
+    names = [name for name in folder.classes if not name.startswith(".")]
+    if not names:
+        raise DatasetError(f"{folder.root}: no class folders in it but hidden ones: {', '.join(folder.classes)}")
+    samples = folder.samples
+    if len(names) < len(folder.classes) or any(hidden in path[start:] for path, _ in samples):
+        new = {folder.class_to_idx[name]: label for label, name in enumerate(names)}
+        samples = [
+            (path, new[label])
+            for path, label in samples
+            if label in new and hidden not in path[start : path.rindex(os.sep) + 1]
+        ]
+        folder.classes, folder.samples = names, samples
+        folder.class_to_idx = {name: label for label, name in enumerate(names)}
+        folder.targets = [label for _, label in samples]
+    filled = set(folder.targets)
+    empty = [name for label, name in enumerate(names) if label not in filled]
+    if empty and not allow_empty:
+        endings = " ".join(IMAGE_EXTENSIONS)
+        raise DatasetError(f"{folder.root}: no image in class folder {', '.join(empty)} (endings that count: {endings})")
+    return folder
 
 
 def image_files(root: str | os.PathLike[str]) -> list[str]:

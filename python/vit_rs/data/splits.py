@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from vit_rs.data.array import ArrayDataset
-from vit_rs.data.folder import ImageFolder
+from vit_rs.data.folder import visible_folder
 from vit_rs.data.sample import load_idx, sample_dataset
 from vit_rs.data.tar import TarShards
 from vit_rs.exceptions import DatasetError
@@ -89,6 +89,8 @@ def open_splits(
 ) -> Splits:
     """Return the training and test images of a folder. Reads lists of files, no image of a folder.
 
+    What lies in hidden folders, whose names begin with a dot, is left out.
+
     Args:
         path: folder of class sub-folders, of train/ and val/ (or validation/, test/) with such, of IDX files, or of tar
             shards: train-*.tar and val-*.tar, or train/*.tar and val/*.tar, see `TarShards`. None is the bundled
@@ -153,12 +155,12 @@ def open_splits(
                 train_indices, test_indices = _all(train), _all(test)
                 split = f"the shards of {part}"
         elif parted and held_out is not None:
-            train, test = ImageFolder(root / "train"), ImageFolder(held_out)
+            train, test = visible_folder(root / "train"), visible_folder(held_out)
             _check_same_classes(train, test, root / "train", held_out)
             train_indices, test_indices = _all(train), _all(test)
             split = f"those in {held_out.name}/"
         else:
-            train = test = ImageFolder(root / "train" if parted else root)
+            train = test = visible_folder(root / "train" if parted else root)
             train_indices, test_indices = split_by_class(train.targets, train.classes, share=holdout, seed=split_seed)
             seeded = True
             split = _held_out(holdout, split_seed)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vit_rs.data import ImageFolder, TarShards
+from vit_rs.data.folder import visible_folder
 from vit_rs.exceptions import DatasetError
 
 __all__ = ["Files", "open_files"]
@@ -30,6 +31,14 @@ class Files:
     def class_count(self) -> int | None:
         """Number of classes; None for shards, whose labels are not read."""
         return None if isinstance(self.source, TarShards) else len(self.source.classes)
+
+    @property
+    def empty_classes(self) -> tuple[str, ...]:
+        """Names of the classes without an image; none of shards."""
+        if isinstance(self.source, TarShards):
+            return ()
+        filled = set(self.source.targets)
+        return tuple(name for label, name in enumerate(self.source.classes) if label not in filled)
 
     @property
     def shard_count(self) -> int | None:
@@ -73,9 +82,9 @@ class Files:
 
 
 def open_files(data: str) -> Files:
-    """Open an image folder, whose classes may be empty, or tar shards, named by a path or by one with braces.
+    """Open an image folder or tar shards, named by a path or by one with braces.
 
-    Shards need no labels.
+    Classes may be empty, hidden folders are left out; shards need no labels.
 
     Raises:
         FileNotFoundError: no such folder or shard.
@@ -84,7 +93,7 @@ def open_files(data: str) -> Files:
     """
     if data.lower().endswith(_SHARD_ENDINGS):
         return Files(data, TarShards(data, label_key=None))
-    source = ImageFolder(data, allow_empty=True)
+    source = visible_folder(data, allow_empty=True)
     if not len(source):
         raise DatasetError(f"{data}: no image in {len(source.classes)} class folders")
     return Files(data, source)

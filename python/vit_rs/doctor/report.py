@@ -22,6 +22,8 @@ __all__ = ["Progress", "Report"]
 
 _WIDTH = 120
 _INDENT = 14
+# Empty classes that are named.
+_MOST_NAMES = 5
 
 
 class Progress(Protocol):
@@ -137,6 +139,11 @@ def _survey_rows(data: str, survey: Survey) -> Iterator[tuple[str, str]]:
     if survey.classes is not None:
         parts = _count(survey.classes, "class", "classes")
     yield "data", f"{data}: {survey.images:,} images in {parts}"
+    if survey.empty_classes:
+        names = ", ".join(survey.empty_classes[:_MOST_NAMES])
+        more = len(survey.empty_classes) - _MOST_NAMES
+        listed = f"{names} and {more:,} more" if more > 0 else names
+        yield "empty", f"no image in class folder {listed}: training does not start until it has some, or is removed"
     formats = ", ".join(f"{count:,} {name}" for name, count in survey.formats.items())
     yield "files", f"{formats or 'none readable'}; of {survey.sampled:,} looked at"
     kinds = {

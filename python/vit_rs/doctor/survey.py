@@ -26,7 +26,8 @@ _PERCENTILES = (5, 50, 95)
 class Survey:
     """Counts are of the sample. Widths, heights and bytes are the 5th, 50th and 95th percentile.
 
-    A folder has `classes`, and None for `shards`; of tar shards the labels are not read, and it is the other way.
+    A folder has `classes`, and None for `shards`; of tar shards the labels are not read, and it is the other way. A class of
+    `empty_classes` has no image.
     """
 
     images: int
@@ -42,6 +43,7 @@ class Survey:
     width: tuple[int, ...]
     height: tuple[int, ...]
     bytes: tuple[int, ...]
+    empty_classes: tuple[str, ...] = ()
 
 
 def survey(files: Files, progress: Progress) -> Survey:
@@ -75,6 +77,7 @@ def survey(files: Files, progress: Progress) -> Survey:
         width=_percentiles([header.width for header in measured]),
         height=_percentiles([header.height for header in measured]),
         bytes=_percentiles(sizes),
+        empty_classes=files.empty_classes,
     )
 
 
