@@ -105,6 +105,28 @@ def test_pipes_and_devices_are_not_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["link", "pipe"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("function", ["open", "fsync", "replace"])
+def test_errors_name_the_file_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    def full(*arguments: object) -> None:
+        name = () if function == "fsync" else (str(arguments[0]),)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *name)
+
+    path = tmp_path / "file.bin"
+    monkeypatch.setattr(Path if function == "replace" else os, function, full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        atomic_write(path, b"new")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    monkeypatch.undo()
+    assert names(tmp_path) == []
+
+
+def test_errors_of_reading_another_file_name_that(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        atomic_write(tmp_path / "file.bin", lambda _file: (tmp_path / "other").read_bytes())
+    assert caught.value.filename == str(tmp_path / "other")
+
+
 @pytest.mark.parametrize("letter", ["a", "é", "\N{SNOWMAN}"])
 def test_names_may_be_as_long_as_the_system_s(tmp_path: Path, letter: str) -> None:
     path = tmp_path / (letter * (255 // len(letter.encode())))
@@ -129,7 +151,7 @@ for path in sys.argv[1:]:
                 with open_weights(path) as file:
                     rewrite(file, {key: new.get(key, torch.zeros(400)) for key in file.tensors}, path)
         except OSError as error:
-            print(error.errno, flush=True)
+            print(error.errno, error.filename == path, flush=True)
 """
 
 
@@ -142,5 +164,5 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("new.pth", "old.pth", "run.state")]
     run = subprocess.run([sys.executable, "-c", FULL, *paths], capture_output=True, text=True, check=False)
     assert run.stderr == ""
-    assert run.stdout.split() == [str(errno.EFBIG)] * 6
+    assert run.stdout.split() == [str(errno.EFBIG), "True"] * 6
     assert names(tmp_path) == ["new.pth", "old.pth"]

@@ -30,7 +30,8 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[IO[byt
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        OSError: The file cannot be written, or there is something that is no file, such as a pipe or a device.
+        OSError: The file cannot be written (`filename` is then its path), or there is something that is no file, such
+            as a pipe or a device.
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
@@ -46,7 +47,10 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[IO[byt
         mode = stat.S_IMODE(found) & 0o777
     # Names have at most 255 bytes, letters of UTF-8 up to 4.
     temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), mode)
+    try:
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), mode)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
     file = _Output(io.FileIO(descriptor, "wb"))
     try:
         with file:
@@ -62,8 +66,10 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[IO[byt
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and file.failure is not None:
-            raise OSError(file.failure.errno, file.failure.strerror, str(target)) from error
+        failure = file.failure if isinstance(error, RuntimeError) else error
+        # Writing names no file, and opening or renaming the temporary one; what reads another file names that.
+        if isinstance(failure, OSError) and failure.errno and failure.filename in (None, str(temporary)):
+            raise OSError(failure.errno, failure.strerror, str(target)) from error
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened
         folder = os.open(target.parent, os.O_RDONLY)
