@@ -269,7 +269,10 @@ def test_a_later_failure_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("vit_rs.training.shared_evaluation.evaluate", fail)
-        with pytest.raises(DecodeError, match=r"7.jpg: truncated; the last checkpoint is kept: go on with: .*--resume"):
+        with pytest.raises(
+            DecodeError,
+            match=r"7.jpg: truncated \(vit-rs doctor --full .*on_error=skip .*\); the last .* go on with: .*--resume",
+        ):
             train(tiny(), tmp_path / "a", progress=False)
     assert len(list((tmp_path / "a/states").iterdir())) == 1
     train(tiny(), tmp_path / "a", resume=True, progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from vit_rs.exceptions import DatasetError, DecodeError
 from vit_rs.recipes import fashion_mnist
 from vit_rs.training import job, train
 from vit_rs.training.engine import Engine
-from vit_rs.training.metrics import read_metrics
+from vit_rs.training.metrics import MetricsLog, read_metrics
 from vit_rs.training.parallel import Parallel
 from vit_rs.training.shared_evaluation import shared_features, shared_test
 from vit_rs.training.sources import open_sources
 from vit_rs.training.stages import build_stages
+from vit_rs.training.summary import unreadable_line
 from vit_rs.training.values import apply_settings, parse_settings
 
 TINY = (
@@ -71,12 +73,32 @@ def test_what_was_left_out_is_counted_and_named(folder, tmp_path, on_error):
     assert [(record["epoch"], record["step"]) for record in unreadable] == [(1, 3), (2, 6)]
     # Substitution may draw the other one of the two.
     assert all(record["images"] == 2 if on_error == "skip" else record["images"] >= 2 for record in unreadable)
-    assert summary["data"]["unreadable"] == sum(record["images"] for record in unreadable)
-    assert any("1.jpg" in line for line in summary["data"]["unreadable_examples"])
+    # Two images, however often they were met.
+    named = sorted(line for record in unreadable for line in record["new"])
+    assert [next(name for name in ("a/0", "b/1") if f"{name}.jpg" in line) for line in named] == ["a/0", "b/1"]
+    assert (summary["data"]["unreadable"], summary["data"]["unreadable_examples"]) == (2, named)
     assert summary["stages"][0]["test_images"] == 1  # not a second image in the place of the other
     page = (tmp_path / "run" / "summary.md").read_text()
-    assert f"could not be read {summary['data']['unreadable']} times; for example:" in page
+    assert "2 of 6 training images could not be read:\n\n- " in page
+    assert unreadable_line(summary).startswith("2 of 6 training images could not be read; 1 of 2 test images could not")
     assert "pretrain: tested on 1 of 2 images; the others could not be read." in page
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk of Linux")
+def test_a_full_disk_names_the_records(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.append({"kind": "unreadable", "new": ["a", "b"]})
+    log.close()
+    log = MetricsLog(path, keep=1)
+    assert log.unreadable == {"a", "b"}  # a resumed run names none twice
+    log._file.close()
+    log._file = Path("/dev/full").open("a")
+    with pytest.raises(OSError, match="No space left") as caught:
+        log.append({"kind": "train"})
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError, match="No space left"):
+        log.close()
 
 
 def test_a_step_without_images_changes_nothing(folder, tmp_path):

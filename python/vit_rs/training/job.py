@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import torch
 
 from vit_rs import distributed
-from vit_rs.exceptions import CheckpointError, ConfigError, VitRsError
+from vit_rs.exceptions import CheckpointError, ConfigError, DecodeError, VitRsError
 from vit_rs.training.fewshot import fewshot_images
 from vit_rs.training.interruption import Interrupted, SignalGuard
 from vit_rs.training.loop import Run, StageLoop
@@ -56,10 +56,11 @@ def train(
 ) -> dict[str, Any]:
     """Train, test, fine-tune at a higher resolution, test again, and leave everything in one folder.
 
-    Everything that can be wrong is looked for before the folder is made. The state is saved at the end of
-    every epoch, at least every `config.save_seconds`, and on SIGINT and SIGTERM; a run that goes on from it
-    ends with the same weights, to the bit, on the same kind of machine. torch's number of threads is set for
-    the duration of the call, its global random generator is seeded.
+    Everything that can be wrong is looked for before the folder is made. The state is saved at the ends of
+    epochs and every `config.save_seconds`, where saving takes no more than a fiftieth of the time, and always at
+    the end of a stage and on SIGINT and SIGTERM; a run that goes on from it ends with the same weights, to the bit,
+    on the same kind of machine. torch's number of threads is set for the duration of the call, its global random
+    generator is seeded.
 
     Processes that torchrun started train together: each calls this function with the same arguments, on a file system
     that they share. The first one writes; what ends one ends all.
@@ -123,7 +124,10 @@ class _Job:
     def run(self, workdir: Path | None) -> dict[str, Any]:
         """Do all of it; return the summary."""
         with self.parallel.together():
-            stages, parameters = self._prepared(workdir)
+            try:
+                stages, parameters = self._prepared(workdir)
+            except KeyboardInterrupt:
+                raise Interrupted(signal.SIGINT, "stopped before training began") from None
         with self._folder(workdir) as folder:
             if self.parallel.from_main(lambda: folder.is_finished):
                 self._write(f"{folder.path} is finished already: see {folder.path / 'summary.md'}")
@@ -133,6 +137,7 @@ class _Job:
                 _tidied(folder, states, self.parallel, resumed=self.resume),
                 SignalGuard(supervised=distributed.is_supervised()) as guard,
                 self.parallel.watched(),
+                _damage_explained(resumed=self.resume),
             ):
                 state = self._state(states)
                 count = self.config.torch_threads if state is None else state["identity"]["torch_threads"]
@@ -362,6 +367,16 @@ def _tidied(folder: RunFolder, states: SavedStates, parallel: Parallel, *, resum
             raise kind(f"{error}; the last checkpoint is kept: {how}") from error
         folder.discard()
         raise
+
+
+@contextlib.contextmanager
+def _damage_explained(*, resumed: bool) -> Iterator[None]:
+    """Say what can be done about an image that cannot be read; a resumed run keeps its settings."""
+    try:
+        yield
+    except DecodeError as error:
+        skip = "" if resumed else "; --set data.on_error=skip leaves them out"
+        raise DecodeError(f"{error} (vit-rs doctor --full lists all such images{skip})") from error
 
 
 @contextlib.contextmanager

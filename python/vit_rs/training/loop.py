@@ -44,8 +44,6 @@ __all__ = ["Run", "StageLoop"]
 # Saving takes at most this share of the time.
 _SAVING_SHARE = 1 / 50
 _BEST = "model-best.safetensors"
-# Unreadable images that a record names.
-_EXAMPLES = 10
 # Steps in a row, all of whose images are unreadable, after which a run does not go on without them.
 _MOST_EMPTY_STEPS = 20
 
@@ -296,14 +294,17 @@ class StageLoop:
         self._reported = len(failures)
         lines = [line for part in self.parallel.gather(new) for line in part]
         if lines:
+            known = set() if self.run.log is None else self.run.log.unreadable
             self.run.record(
                 {
                     "kind": "unreadable",
                     "stage": self.stage.name,
                     "epoch": self._epoch,
                     "step": self.step,
+                    # Times that one was met: substitution may draw one twice.
                     "images": len(lines),
-                    "examples": lines[:_EXAMPLES],
+                    # Those that no earlier record of the run names.
+                    "new": [line for line in dict.fromkeys(lines) if line not in known],
                 }
             )
 

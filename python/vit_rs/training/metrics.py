@@ -6,6 +6,7 @@ run as for an uninterrupted one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import IO, TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ from vit_rs.exceptions import CheckpointError
 from vit_rs.training.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["MetricsLog", "read_metrics"]
+__all__ = ["MetricsLog", "read_metrics", "unreadable_images"]
 
 
 class MetricsLog:
@@ -39,28 +41,48 @@ class MetricsLog:
                     raise CheckpointError(f"{path}: expected {keep} records as at the checkpoint, got {kept}")
             file.truncate(file.tell())
         self.count = keep
+        # What is recorded of images that cannot be read: each is named once in a run.
+        self.unreadable = unreadable_images(read_metrics(path)) if keep else set()
+        self._path = path
         self._file: IO[str] = path.open("a", encoding="utf-8", newline="\n")
         self._board = None if tensorboard is None else TensorBoard(tensorboard, read_metrics(path))
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record; a reader sees it at once."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with self._named():
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
         self.count += 1
+        self.unreadable |= unreadable_images([record])
         if self._board is not None:
             self._board.append(record)
 
     def sync(self) -> None:
         """Wait until the records are on the disk: before a checkpoint that counts them is written."""
-        os.fsync(self._file.fileno())
+        with self._named():
+            os.fsync(self._file.fileno())
         if self._board is not None:
             self._board.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._named():
+            self._file.close()
         if self._board is not None:
             self._board.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the file in errors of writing, which name none: a full disk's."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+
+def unreadable_images(records: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return a line for each image that could not be read: what is wrong with which."""
+    return {line for record in records if record["kind"] == "unreadable" for line in record.get("new", ())}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vit_rs import __version__, distributed
+from vit_rs.training.metrics import unreadable_images
 from vit_rs.training.progress import clock, threads
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from vit_rs.data.splits import Splits
     from vit_rs.training.config import TrainConfig
 
-__all__ = ["build_summary", "summary_markdown", "summary_table"]
+__all__ = ["build_summary", "summary_markdown", "summary_table", "unreadable_line"]
 
 _HEADER = ("stage", "image", "epochs", "test top-1", "few-shot top-1", "checkpoint")
 
@@ -44,7 +45,7 @@ def build_summary(
             stage["top1_before"] = first["test_top1"]
         stage |= {"top1": last["test_top1"], "loss": last["test_loss"], "test_images": last["test_images"]}
         stages.append({**stage, "time": result["time"]})
-    unreadable = [record for record in records if record["kind"] == "unreadable"]
+    unreadable = unreadable_images(records)
     return {
         "recipe": config.recipe,
         "seed": config.seed,
@@ -53,9 +54,9 @@ def build_summary(
             "train_images": len(sources.train),
             "test_images": len(sources.test),
             "classes": sources.classes,
-            # Attempts: an image fails anew in each epoch.
-            "unreadable": sum(record["images"] for record in unreadable),
-            "unreadable_examples": sorted({line for record in unreadable for line in record["examples"]})[:_EXAMPLES],
+            # Training images, each counted once.
+            "unreadable": len(unreadable),
+            "unreadable_examples": sorted(unreadable)[:_EXAMPLES],
         },
         "stages": stages,
         "time": {"seconds": seconds},
@@ -100,8 +101,8 @@ def summary_markdown(summary: dict[str, Any], figures: Sequence[str]) -> str:
     ]
     data = summary["data"]
     if data["unreadable"]:
-        times = f"{data['unreadable']:,} time{'s' if data['unreadable'] > 1 else ''}"
-        lines += [f"A training image could not be read {times}; for example:", ""]
+        which = "; for example" if data["unreadable"] > len(data["unreadable_examples"]) else ""
+        lines += [f"{_unreadable(summary)}{which}:", ""]
         lines += [*(f"- {line}" for line in data["unreadable_examples"]), ""]
     for stage in summary["stages"]:
         if stage["test_images"] < data["test_images"]:
@@ -115,6 +116,21 @@ def summary_markdown(summary: dict[str, Any], figures: Sequence[str]) -> str:
     for figure in figures:
         lines += [f"![{figure}]({figure})", ""]
     return "\n".join(lines)
+
+
+def unreadable_line(summary: dict[str, Any]) -> str | None:
+    """Return a line on images that could not be read, None where all could."""
+    tested = [stage["test_images"] for stage in summary["stages"]]
+    missing = summary["data"]["test_images"] - min(tested, default=summary["data"]["test_images"])
+    parts = [_unreadable(summary)] if summary["data"]["unreadable"] else []
+    if missing:
+        parts.append(f"{missing:,} of {summary['data']['test_images']:,} test images could not be read")
+    return "; ".join(parts) + ": summary.md says more, vit-rs doctor --full lists them" if parts else None
+
+
+def _unreadable(summary: dict[str, Any]) -> str:
+    data = summary["data"]
+    return f"{data['unreadable']:,} of {data['train_images']:,} training images could not be read"
 
 
 def _rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
