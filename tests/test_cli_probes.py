@@ -107,6 +107,26 @@ def test_a_run_on_few_images_is_probed_on_all(folder, capsys):
         assert (got["count"], any("--per-class 3" in note for note in got["notes"])) == (count, about)
 
 
+def test_what_few_images_cannot_give_is_left_out_of_the_default(folder, capsys):
+    fewshot = result(capsys, "fewshot", folder)
+    assert list(fewshot["results"]) == ["1", "5", "10"]
+    assert fewshot["notes"] == ["--shots 25 of the default left out: class 'ash' has 12 training images"]
+    knn = result(capsys, "knn", folder)
+    assert list(knn["results"]) == ["10", "20"]
+    assert knn["notes"] == ["--k 100,200 of the default left out: there are 48 training images"]
+    fewest = result(capsys, "knn", folder, "--per-class", 2)
+    assert list(fewest["results"]) == ["8"]
+    assert fewest["notes"] == ["--k 10,20,100,200 of the default left out: there are 8 training images"]
+
+
+def test_a_cache_that_cannot_be_written_is_told_once(folder, capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    given = ["knn", str(folder / "model.safetensors"), "--data", str(folder), "--k", "5"]
+    assert main([*given, "--cache", str(tmp_path / "file"), "--json"]) == 0
+    [note] = json.loads(capsys.readouterr().out)["notes"]
+    assert note == f"the features are not kept: Not a directory: {tmp_path / 'file' / 'features'}"
+
+
 @pytest.mark.parametrize("features_of", ["pooled", "cls"])
 def test_probe_of_each_kind_of_features(folder, capsys, features_of):
     got = result(capsys, "probe", folder, "--protocol", "mocov3", "--epochs", 30, "--features", features_of)
@@ -165,11 +185,11 @@ def test_augmented_probe_is_the_same_again(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fewshot", "--shots", "13"), "class 'ash' has 12 training images, too few for 13 shots"),
+        (("fewshot", "--shots", "13"), "--shots 13: class 'ash' has 12 training images, too few for 13 shots"),
         (("fewshot", "--shots", "0"), "--shots must be at least 1, got 0"),
         (("fewshot", "--shots", "1", "--l2", "-1"), "l2 must be finite and over 0, got -1.0"),
         (("fewshot", "--shots", "1", "--grid", "1,inf"), "l2 must be finite and over 0, got inf"),
-        (("knn",), "--k 200: there are only 48 training images"),
+        (("knn", "--k", "10,200"), "--k 200: there are only 48 training images"),
         (("knn", "--k", "5", "--temperature", "0"), "temperature must be finite and over 0, got 0.0"),
         (("knn", "--k", "5", "--temperature", "inf"), "temperature must be finite and over 0, got inf"),
         (("probe", "--augment"), "--augment is for a protocol that trains in epochs, not for logistic"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 _IMAGENET = "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+_SHOTS, _NEIGHBOURS = (1, 5, 10, 25), (10, 20, 100, 200)
 _PROTOCOLS = ("logistic", "mae", "mocov3", "dinov2")
 
 
@@ -43,7 +44,10 @@ def add_parser(commands: Any) -> None:
         ),
     )
     fewshot.add_argument(
-        "--shots", type=_integers, default=(1, 5, 10, 25), metavar="K,...", help="images a class (default: 1,5,10,25)"
+        "--shots",
+        type=_integers,
+        metavar="K,...",
+        help="images a class (default: those of 1,5,10,25 that every class has)",
     )
     _add_seeds(fewshot, (0, 1, 2), "one draw each")
     fewshot.add_argument(
@@ -71,7 +75,10 @@ def add_parser(commands: Any) -> None:
         ),
     )
     knn.add_argument(
-        "--k", type=_integers, default=(10, 20, 100, 200), metavar="K,...", help="neighbours (default: 10,20,100,200)"
+        "--k",
+        type=_integers,
+        metavar="K,...",
+        help="neighbours (default: those of 10,20,100,200 that there are training images for)",
     )
     knn.add_argument("--temperature", type=float, default=0.07, metavar="T", help="of the weights (default: 0.07)")
 
@@ -177,8 +184,27 @@ class _Study:
                 precision=options.precision,
                 num_threads=options.threads,
                 progress=progress,
-                tell=self.notes.append,
+                tell=self._tell,
             )
+
+    def _tell(self, note: str) -> None:
+        if note not in self.notes:  # a folder that cannot be written is as bad for the test images' features
+            self.notes.append(note)
+
+    def possible(self, name: str, default: Sequence[int], most: int, why: str) -> tuple[int, ...]:
+        """Return the default numbers that the images allow, or else the most that they do; and note what is left out.
+
+        Args:
+            name: the option.
+            default: its numbers where it is not given.
+            most: what the images allow.
+            why: what they are.
+        """
+        kept = tuple(number for number in default if number <= most) or (max(most, 1),)
+        left_out = [str(number) for number in default if number > most]
+        if left_out:
+            self.notes.append(f"--{name} {','.join(left_out)} of the default left out: {why}")
+        return kept
 
     def pixels(self, source: Any) -> Features:
         """Return the pixels of images, as --baseline asks for them."""
@@ -234,14 +260,17 @@ def _fewshot(options: argparse.Namespace) -> int:
     from vit_rs.evaluation import fewshot_lsr  # noqa: PLC0415
     from vit_rs.evaluation.fewshot import L2_GRID, PROTOCOL, draw_shots  # noqa: PLC0415
 
-    if min(options.shots) < 1:
+    if options.shots is not None and min(options.shots) < 1:
         raise ConfigError(f"--shots must be at least 1, got {min(options.shots)}")
     study = _Study(options)
     labels, classes = np.asarray(study.splits.train_targets), study.splits.classes
     counts = np.bincount(labels, minlength=len(classes))
-    if counts.min() < max(options.shots):
+    scarce, fewest = classes[counts.argmin()], int(counts.min())
+    if options.shots is None:
+        options.shots = study.possible("shots", _SHOTS, fewest, f"class {scarce!r} has {fewest} training images")
+    if fewest < max(options.shots):
         raise ConfigError(
-            f"class {classes[counts.argmin()]!r} has {counts.min()} training images, too few for "
+            f"--shots {max(options.shots)}: class {scarce!r} has {fewest} training images, too few for "
             f"{max(options.shots)} shots"
         )
     shots = max(options.shots)
@@ -288,8 +317,11 @@ def _knn(options: argparse.Namespace) -> int:
     from vit_rs.evaluation.knn import PROTOCOL  # noqa: PLC0415
 
     study = _Study(options)
-    if max(options.k) > len(study.splits.train):
-        raise ConfigError(f"--k {max(options.k)}: there are only {len(study.splits.train):,} training images")
+    count = len(study.splits.train)
+    if options.k is None:
+        options.k = study.possible("k", _NEIGHBOURS, count, f"there are {count:,} training images")
+    if max(options.k) > count:
+        raise ConfigError(f"--k {max(options.k)}: there are only {count:,} training images")
 
     def score(features: Callable[[Any, str], Features]) -> dict[str, Any]:
         train, test = features(study.splits.train, "training"), features(study.splits.test, "test")

@@ -218,7 +218,7 @@ def _keep(path: Path, identity: str, features: Tensor, labels: Tensor, say: Call
         path.parent.mkdir(parents=True, exist_ok=True)
         write_safetensors(path, {"features": features, "labels": labels}, {_METADATA_KEY: entry})
     except OSError as error:
-        say(f"the features are not kept: {error}")
+        say(f"the features are not kept: {error.strerror or error}: {path.parent}")  # the same line for every file
 
 
 def _content(features: Tensor, labels: Tensor) -> str:
