@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -163,7 +165,11 @@ def test_errors_are_one_line(run, photos, capsys, tmp_path):
             Image.new("RGB", (20, 20)).save(tmp_path / "trees" / name / f"{number}.png")
     message = fails(capsys, path, "--data", tmp_path / "trees")
     assert "only the model has 'elm'; only the images have 'yew'" in message
-    assert "takes images of 3 channel(s), got images of 1" in fails(capsys, path)
+    shutil.copytree(photos, tmp_path / "more")
+    shutil.copytree(photos / "elm", tmp_path / "more" / "yew")
+    assert fails(capsys, path, "--data", tmp_path / "more").endswith("are of 5: only the images have 'yew'")
+    message = fails(capsys, path)
+    assert "takes images of 3 channel(s); the bundled images, which are used without --data, have 1: give" in message
     assert "no such data folder" in fails(capsys, path, "--data", tmp_path / "none")
     assert "no such checkpoint" in fails(capsys, tmp_path / "none")
     assert "holdout must be above 0 and below 1, got 2.0" in fails(capsys, path, "--data", photos, "--holdout", 2)
@@ -192,6 +198,20 @@ def test_arguments_that_argparse_refuses(wrong, capsys):
         main(["eval", "m.safetensors", *wrong])
     assert stop.value.code == 2
     assert wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
+def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        subjects.os, "access", lambda path, _mode: str(path) != str(tmp_path)
+    )  # root may write anywhere
+    (tmp_path / "link.json").symlink_to(tmp_path / "inner" / "e.json")
+    (tmp_path / "inner").mkdir()
+    assert subjects._new_file(str(tmp_path / "link.json")) == tmp_path / "link.json"
+    with pytest.raises(SystemExit):
+        main(["eval", "m.safetensors", "--out", str(tmp_path / "e.json")])
+    told = capsys.readouterr().err
+    assert f"argument --out: cannot write {tmp_path / 'e.json'}: nothing can be written into {tmp_path}" in told
 
 
 def test_progress_is_told_of_long_work_only(capsys, monkeypatch):

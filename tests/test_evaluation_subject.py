@@ -123,7 +123,7 @@ def timm_file(tmp_path_factory, randomised):
 @pytest.mark.parity
 def test_somebody_else_s_file_by_name(timm_file) -> None:
     path, peer = timm_file
-    with pytest.raises(CheckpointError, match="does not say what model it holds: give a name"):
+    with pytest.raises(CheckpointError, match="does not say what model it holds: give the model's name"):
         open_subject(path)
     subject = open_subject(
         path, name="vit_tiny_patch16_224", img_size=32, num_classes=7, overrides={"depth": 2}, crop=1.0

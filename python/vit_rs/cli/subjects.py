@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -131,6 +132,11 @@ def images_asked(options: argparse.Namespace, subject: Subject, *, training: boo
     split = {**trained, **{name: value for name, value in asked.items() if value is not None}}
     with mendable():
         splits = open_splits(options.data, **split, per_class=options.per_class)
+    if options.data is None and splits.channels != subject.channels:
+        raise ConfigError(
+            f"the model takes images of {subject.channels} channel(s); the bundled images, which are used without "
+            f"--data, have {splits.channels}: give a folder, --data DIR"
+        )
     notes = []
     if training and per_class is not None and options.per_class is None:
         notes.append(
@@ -231,4 +237,7 @@ def _new_file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"the folder {path.parent} does not exist")
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder, expected a file to write")
+    folder = Path(os.path.realpath(path)).parent  # where a link leads to; the file is written beside, then renamed
+    if not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write {text}: nothing can be written into {folder}")
     return path

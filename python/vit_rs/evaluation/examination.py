@@ -138,7 +138,11 @@ def outputs_of_labels(subject: Subject, splits: Splits) -> tuple[list[int], str 
     if missing or unknown:
         raise DatasetError(
             f"the model tells {outputs} classes apart, the images are of {len(splits.classes)}: "
-            f"only the model has {_some(missing)}; only the images have {_some(unknown)}"
+            + "; ".join(
+                f"only the {side} {has} {_some(names)}"
+                for side, has, names in (("model", "has", missing), ("images", "have", unknown))
+                if names
+            )
         )
     places = {name: place for place, name in enumerate(subject.classes)}
     return [places[name] for name in splits.classes], "the images' classes come in another order: matched by name"
@@ -151,5 +155,5 @@ def _relabelled(loader: Iterable[tuple[Tensor, Tensor]], outputs: list[int]) -> 
 
 
 def _some(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(map(repr, names[:most])) or "none"
+    shown = ", ".join(map(repr, names[:most]))
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown

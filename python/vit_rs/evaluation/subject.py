@@ -156,7 +156,8 @@ def _open_ours(
         saved = saved_model(file)
     if saved is None:
         raise CheckpointError(
-            f"{path}: the file does not say what model it holds: give a name, for example vit_base_patch16_224"
+            f"{path}: the file does not say what model it holds: give the model's name (--model NAME), for example "
+            "vit_base_patch16_224"
         )
     preprocessing = _saved_preprocessing(path, saved, asked)
     if img_size is not None:
