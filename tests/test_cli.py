@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vit_rs import __version__
@@ -174,6 +176,7 @@ def test_a_truncated_image_is_named(here, capsys):
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("vit-rs: error: ")
     assert str(broken) in captured.err.splitlines()[-1]
+    assert "(vit-rs doctor --full lists all such images; --set data.on_error=skip leaves them out)" in captured.err
     assert "Traceback" not in captured.err
     assert not list((here / "work").iterdir())
 
@@ -327,6 +330,44 @@ def test_wrong_usage_is_status_2(capsys, arguments):
         main(arguments)
     assert caught.value.code == 2
     assert "usage: vit-rs" in capsys.readouterr().err
+
+
+def test_an_unknown_option_shows_the_command_s_own_usage(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["knn", "m.safetensors", "--shots", "5"])
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("usage: vit-rs knn ")
+    assert told.endswith("vit-rs knn: error: unrecognized arguments: --shots 5\n")
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("vit_rs.training.job.open_sources", "stopped before training began"),
+        ("vit_rs.training.loop.StageLoop.finish", "stopped by SIGINT before anything was trained"),
+        ("vit_rs.cli.train._recipe", "stopped"),
+    ],
+)
+def test_ctrl_c_is_one_line_wherever_it_comes(here, capsys, monkeypatch, where, told):
+    def stop(*_arguments, **_more):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(where, stop)
+    assert main(["train", *tiny("data.per_class=8")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == f"vit-rs: {told}"
+    assert not any((here / "work").rglob("*.*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its recipe would run")
+def test_a_device_that_the_recipe_asks_for(here, capsys):
+    hint = "; the recipe vit_s16_i1k asks for it: --device cpu trains on the processor"
+    data = ["--data", str(photos(here / "data"))]
+    message = fails(capsys, ["train", "vit_s16_i1k", *data])
+    assert "device 'cuda' cannot be used: " in message
+    assert message.endswith(hint)
+    for asked in (["--device", "cuda"], ["--set", "device=cuda"]):
+        assert hint not in fails(capsys, ["train", "vit_s16_i1k", *data, *asked])
 
 
 def test_the_module_is_the_command():

@@ -30,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows `vit-rs`; None takes the process's own.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")  # with the command's own usage
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.strerror}: {error.filename}")
     except KeyboardInterrupt as stop:
         if _is_first():
-            print(f"vit-rs: {stop or 'stopped'}", file=sys.stderr)
+            print(f"vit-rs: {str(stop) or 'stopped'}", file=sys.stderr)  # Ctrl-C itself has no text
         return 128 + getattr(stop, "signum", 2)
     return status
 
@@ -67,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add_parser(commands)
+    for command_parser in commands.choices.values():
+        command_parser.set_defaults(parser=command_parser)
     return parser
 
 

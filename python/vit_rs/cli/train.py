@@ -126,14 +126,27 @@ def _train(options: argparse.Namespace) -> int:
         print(settings_page(config))
         return 0
 
-    from vit_rs import distributed  # noqa: PLC0415  (torch is imported here, after the arguments were checked)
-    from vit_rs.training import train  # noqa: PLC0415
-    from vit_rs.training.summary import summary_table  # noqa: PLC0415
+    try:
+        from vit_rs import distributed  # noqa: PLC0415  (torch is imported here, after the arguments were checked)
+        from vit_rs.training import train  # noqa: PLC0415
+        from vit_rs.training.summary import summary_table, unreadable_line  # noqa: PLC0415
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped before training began") from None
 
-    summary = train(config, out, resume=options.resume, draw=_draw)
+    try:
+        summary = train(config, out, resume=options.resume, draw=_draw)
+    except ConfigError as error:
+        asked = options.device is not None or any(text.split("=")[0].strip() == "device" for text in options.settings)
+        if asked or not str(error).startswith(f"device {config.device!r} cannot be used"):
+            raise
+        source = "the run" if options.resume else f"the recipe {config.recipe}"
+        raise ConfigError(f"{error}; {source} asks for it: --device cpu trains on the processor") from error
     if not distributed.is_main():
         return 0
     print(summary_table(summary))
+    line = unreadable_line(summary)
+    if line is not None:
+        print(line)
     for stage in summary["stages"]:
         if "skipped" in stage["fewshot"]:
             print(f"{stage['stage']}: no few-shot result: {stage['fewshot']['skipped']}")

@@ -108,8 +108,8 @@ def visible_folder(root: str | os.PathLike[str], *, allow_empty: bool = False) -
     filled = set(folder.targets)
     empty = [name for label, name in enumerate(names) if label not in filled]
     if empty and not allow_empty:
-        endings = " ".join(IMAGE_EXTENSIONS)
-        raise DatasetError(f"{folder.root}: no image in class folder {', '.join(empty)} (endings that count: {endings})")
+        listed, endings = ", ".join(empty), " ".join(IMAGE_EXTENSIONS)
+        raise DatasetError(f"{folder.root}: no image in class folder {listed} (endings that count: {endings})")
     return folder
 
 

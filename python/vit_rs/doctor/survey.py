@@ -26,8 +26,8 @@ _PERCENTILES = (5, 50, 95)
 class Survey:
     """Counts are of the sample. Widths, heights and bytes are the 5th, 50th and 95th percentile.
 
-    A folder has `classes`, and None for `shards`; of tar shards the labels are not read, and it is the other way. A class of
-    `empty_classes` has no image.
+    A folder has `classes`, and None for `shards`; of tar shards the labels are not read, and it is the other way. The
+    classes of `empty_classes` have no image.
     """
 
     images: int

@@ -187,10 +187,9 @@ class Stage:
                 layout=None if ours else settings.init_layout,
             )
         except CheckpointError as error:
-            named = [setting for words, setting in _ANSWERS.items() if words in str(error)]
-            if not named:
-                raise
-            raise CheckpointError(f"{error} (the setting is {', '.join(named)})") from error
+            text = str(error).replace("head='reset'", "--set model.init_head=reset")
+            named = [setting for words, setting in _ANSWERS.items() if words in text]
+            raise CheckpointError(f"{text} (the setting is {', '.join(named)})" if named else text) from error
         except ValueError as error:
             raise ConfigError(f"model.init: {error}") from error
 
