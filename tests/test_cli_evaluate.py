@@ -167,7 +167,7 @@ def test_errors_are_one_line(run, photos, capsys, tmp_path):
     assert "only the model has 'elm'; only the images have 'yew'" in message
     shutil.copytree(photos, tmp_path / "more")
     shutil.copytree(photos / "elm", tmp_path / "more" / "yew")
-    assert fails(capsys, path, "--data", tmp_path / "more").endswith("are of 5: only the images have 'yew'")
+    assert fails(capsys, path, "--data", tmp_path / "more").endswith("are of 5: only the images have 'yew'\n")
     message = fails(capsys, path)
     assert "takes images of 3 channel(s); the bundled images, which are used without --data, have 1: give" in message
     assert "no such data folder" in fails(capsys, path, "--data", tmp_path / "none")
