@@ -187,8 +187,8 @@ def test_a_checkpoint_of_another_shape(here, capsys, undrawn):
     settings = tiny("data.per_class=8", "model.init=run/model.safetensors")
     settings[settings.index("model.depth=1")] = "model.depth=2"
     message = fails(capsys, ["train", "--out", "other", *settings])
-    assert "run/model.safetensors does not fit the model" in message
-    assert "depth: got 1, expected 2" in message
+    assert "model.depth: got 2, the model in model.init (" in message
+    assert "run/model.safetensors) has 1: leave model.depth out" in message
     assert not (here / "work/other").exists()
 
 

@@ -120,7 +120,13 @@ def _train(options: argparse.Namespace) -> int:
     else:
         config = _recipe(options.recipe or _recipe_for(options.data))
         own = {path: get_setting(config, path) for path in _PATHS}
-        config = apply_settings(config, _located({**own, **_asked_settings(config, options)}))
+        asked = _asked_settings(config, options)
+        config = apply_settings(config, _located({**own, **asked}))
+        if asked.get("model.init") is not None:  # a recipe's own is for the recipe's network
+            from vit_rs.training.initial import with_architecture  # noqa: PLC0415  (torch is imported here)
+
+            fields = {path.removeprefix("model."): asked[path] for path in asked if path.startswith("model.")}
+            config = dataclasses.replace(config, model=with_architecture(config.model, fields))
     config = config.validated()
     if options.show_settings:
         print(settings_page(config))
@@ -136,8 +142,8 @@ def _train(options: argparse.Namespace) -> int:
     try:
         summary = train(config, out, resume=options.resume, draw=_draw)
     except ConfigError as error:
-        asked = options.device is not None or any(text.split("=")[0].strip() == "device" for text in options.settings)
-        if asked or not str(error).startswith(f"device {config.device!r} cannot be used"):
+        named = options.device is not None or any(text.split("=")[0].strip() == "device" for text in options.settings)
+        if named or not str(error).startswith(f"device {config.device!r} cannot be used"):
             raise
         source = "the run" if options.resume else f"the recipe {config.recipe}"
         raise ConfigError(f"{error}; {source} asks for it: --device cpu trains on the processor") from error

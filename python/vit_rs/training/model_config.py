@@ -70,7 +70,8 @@ class ModelConfig:
     # Whether blocks are computed a second time in the backward pass, in place of keeping their activations.
     grad_checkpointing: bool = False
     # Checkpoint to start from instead of random weights: any file that load_pretrained reads; its position embedding is
-    # interpolated where needed.
+    # interpolated where needed. A file that vit-rs wrote, given on the command line, sets the fields above that say
+    # what the network is.
     init: str | None = None
     # The checkpoint's head: kept, or left out for a new one because it was trained for other classes.
     init_head: Literal["keep", "reset"] = "keep"
