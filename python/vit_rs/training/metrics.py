@@ -82,7 +82,7 @@ class MetricsLog:
 
 def unreadable_images(records: Iterable[Mapping[str, Any]]) -> set[str]:
     """Return a line for each image that could not be read: what is wrong with which."""
-    return {line for record in records if record["kind"] == "unreadable" for line in record.get("new", ())}
+    return {line for record in records if record.get("kind") == "unreadable" for line in record.get("new", ())}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
