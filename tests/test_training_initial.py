@@ -9,7 +9,7 @@ from PIL import Image
 
 from vit_rs.checkpoints import load_model, save_checkpoint
 from vit_rs.cli import main
-from vit_rs.exceptions import ConfigError
+from vit_rs.exceptions import CheckpointError, ConfigError
 from vit_rs.models import BiTResNet, VisionTransformer, create_model
 from vit_rs.models.hybrid import HybridConfig, HybridViT
 from vit_rs.models.resnet import ResNetConfig
@@ -19,6 +19,8 @@ from vit_rs.training import ModelConfig
 from vit_rs.training.initial import with_architecture
 from vit_rs.training.networks import network_config
 from vit_rs.training.run_folder import read_config
+from vit_rs.training.sources import open_sources
+from vit_rs.training.stages import build_stages
 
 TINY = {"img_size": 32, "num_classes": 5, "embed_dim": 16, "depth": 2, "num_heads": 2}
 DINOV3 = "vit_small_patch16_dinov3"
@@ -103,6 +105,16 @@ def test_files_of_others_and_no_files_change_nothing(tmp_path):
     odd = VisionTransformer(ViTConfig(**TINY, patch_size=(8, 16)))
     model = base(saved(tmp_path / "odd.safetensors", odd))
     assert with_architecture(model, {}) == model
+
+
+def test_a_head_of_other_classes_is_answered_by_the_setting(tmp_path):
+    path = saved(tmp_path / "m.safetensors", MODELS[0])
+    model = with_architecture(base(path, init_head="keep"), {})
+    config = dataclasses.replace(finetune_small.config(), model=model, device="cpu")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=None, mean=(0.5,), std=(0.5,)))
+    [stage] = build_stages(config, open_sources(config.data))
+    with pytest.raises(CheckpointError, match=r"--set model\.init_head=reset leaves the model's own head"):
+        stage.initial_model(path)
 
 
 def test_a_recipe_goes_on_from_ones_own_model(tmp_path, monkeypatch):
