@@ -117,7 +117,7 @@ def outputs_of_labels(subject: Subject, splits: Splits) -> tuple[list[int], str 
     Raises:
         DatasetError: the classes are not the same; the message names those that only one of them has.
     """
-    outputs = subject.model.config.num_classes
+    outputs = subject.num_classes
     if not outputs:
         raise DatasetError(f"{subject.path}: the model has no head, so it names no classes: it can be probed")
     same = list(range(outputs))

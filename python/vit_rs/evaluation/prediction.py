@@ -126,7 +126,7 @@ def _best(logits: Tensor, count: int) -> tuple[list[list[int]], list[list[float]
 
 
 def _class_names(subject: Subject) -> tuple[str, ...]:
-    count: int = subject.model.config.num_classes
+    count = subject.num_classes
     if not count:
         raise ConfigError(f"{subject.path}: the model has no head, so it names no classes")
     return tuple(map(str, range(count))) if subject.classes is None else subject.classes

@@ -15,21 +15,24 @@ from vit_rs.checkpoints import load_model, load_pretrained
 from vit_rs.checkpoints.files import open_weights
 from vit_rs.checkpoints.model_files import saved_model
 from vit_rs.evaluation.preprocessing import Preprocessing, named_preprocessing
+from vit_rs.evaluation.timm_models import PREFIX, image_channels, open_timm
 from vit_rs.exceptions import CheckpointError, ConfigError, DatasetError
-from vit_rs.models import ViTConfig, create_model
+from vit_rs.models import BiTResNet, VisionTransformer, ViTConfig, create_model
 from vit_rs.models.catalogue import build, kind_of
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    from torch import nn
+
     from vit_rs.checkpoints.model_files import SavedModel
-    from vit_rs.models.catalogue import Model
 
 __all__ = ["Subject", "model_digest", "open_subject"]
 
 # What a BiT ResNet is tested at where nobody says otherwise; a ViT's configuration has its size.
 _RESNET_SIZE = 224
+_OURS = (VisionTransformer, BiTResNet)
 _CHUNK_BYTES = 1 << 26
 
 
@@ -38,7 +41,7 @@ class Subject:
     """A model to examine.
 
     Attributes:
-        model: in evaluation mode, on the CPU, in float32.
+        model: ours or timm's; in evaluation mode, on the CPU, in float32.
         preprocessing: what is done to an image before the model sees it.
         classes: the outputs' names in their order; None where the file does not say them.
         digest: SHA-256 of what the model computes: its configuration and weights, as `model_digest`.
@@ -48,7 +51,7 @@ class Subject:
         resampled: what was resampled to another image size, for people.
     """
 
-    model: Model
+    model: nn.Module
     preprocessing: Preprocessing
     classes: tuple[str, ...] | None
     digest: str
@@ -59,7 +62,14 @@ class Subject:
     @property
     def channels(self) -> int:
         """Channels of the images that the model takes."""
-        return self.model.config.in_chans
+        model = self.model
+        return model.config.in_chans if isinstance(model, _OURS) else image_channels(model)
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the model's head; 0 where it has none."""
+        count: int = self.model.config.num_classes if isinstance(self.model, _OURS) else self.model.num_classes
+        return count
 
     def check_channels(self, channels: int) -> None:
         """Raise a DatasetError unless images of so many channels are what the model takes."""
@@ -92,6 +102,8 @@ def open_subject(
     Args:
         path: the file.
         name: a name of `vit_rs.models.create_model`, for example "vit_base_patch16_224"; None for our own files.
+            "timm:" and a name of timm's, with or without a tag, is timm's own model, where timm is installed: weights
+            are renamed and resampled, and images prepared, as timm does for it.
         img_size: image size in pixels; other than the file's, position embeddings are resampled to it.
         num_classes: outputs of the head, with `name`; None is the named model's own number. 0 leaves the head out: for
             features of a file without a head, or with one of another kind.
@@ -101,25 +113,32 @@ def open_subject(
         mean: one value for each channel, or one for all.
         std: the same.
         section: which model in the file, as in `vit_rs.checkpoints.load_pretrained`; with `name` only.
-        layout: whose names the file has; with `name` only.
-        convention: how positions are resampled; None is the way of the project that the file comes from.
-        overrides: fields of the configuration in place of the named model's; with `name` only.
+        layout: whose names the file has; with `name` only, and not with timm's models.
+        convention: how positions are resampled; None is the way of the project that the file comes from. Not with
+            timm's models.
+        overrides: fields of the configuration in place of the named model's, or arguments of timm's; with `name` only.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged or does not fit the model; it is not ours, and no `name` was given; it does
             not say mean and std.
-        ConfigError: the name is unknown, or a value is out of its range.
+        ConfigError: the name is unknown, or a value is out of its range; timm is needed and not installed.
         ValueError: the convention is unknown, or an argument needs `name`.
     """
     asked = {"resize": resize, "crop": crop, "interpolation": interpolation, "mean": mean, "std": std}
     asked = {key: value for key, value in asked.items() if value is not None}
     if name is not None:
+        changes = {**(overrides or {}), **({} if num_classes is None else {"num_classes": num_classes})}
+        if name.startswith(PREFIX):
+            for key, value in {"layout": layout, "convention": convention}.items():
+                if value is not None:
+                    raise ConfigError(f"{key}={value!r} does not apply to {name}: timm has its own way")
+            return _open_timm(path, name, img_size=img_size, overrides=changes, asked=asked, section=section)
         return _open_named(
             path,
             name,
             img_size=img_size,
-            overrides={**(overrides or {}), **({} if num_classes is None else {"num_classes": num_classes})},
+            overrides=changes,
             asked=asked,
             section=section,
             layout=layout,
@@ -132,12 +151,25 @@ def open_subject(
     return _open_ours(path, img_size, asked, convention)
 
 
-def model_digest(model: Model) -> str:
+def model_digest(model: nn.Module, *, architecture: object = None) -> str:
     """Return the SHA-256 of a model's kind, configuration, and tensors in their order: names, types, shapes, bytes.
 
     Equal digests mean equal functions, whichever files the weights came from. About 1 GB of weights a second.
+
+    Args:
+        model: ours, or another with `architecture`.
+        architecture: what stands for kind and configuration, as JSON can hold it; None where the model is ours.
+
+    Raises:
+        TypeError: the model is not ours, and nothing stands for its configuration.
     """
-    digest = hashlib.sha256(json.dumps([kind_of(model), model.config.to_dict()], sort_keys=True).encode())
+    if architecture is None:
+        if not isinstance(model, _OURS):
+            raise TypeError(
+                f"expected a model of vit_rs.models, or its architecture told, got a {type(model).__name__}"
+            )
+        architecture = [kind_of(model), model.config.to_dict()]
+    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for key, tensor in model.state_dict().items():
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         data = np.asarray(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8))
@@ -213,6 +245,27 @@ def _open_named(
         digest=model_digest(model),
         path=str(path),
         resampled=tuple(f"{entry.key} {entry.from_size} -> {entry.to_size}" for entry in report.resampled),
+    )
+
+
+def _open_timm(
+    path: str | os.PathLike[str],
+    name: str,
+    *,
+    img_size: int | tuple[int, int] | None,
+    overrides: dict[str, Any],
+    asked: dict[str, Any],
+    section: str | None,
+) -> Subject:
+    opened = open_timm(path, name, img_size=img_size, asked=asked, section=section, overrides=overrides)
+    _check_channels(opened.preprocessing, image_channels(opened.model))
+    return Subject(
+        model=opened.model,
+        preprocessing=opened.preprocessing,
+        classes=None,
+        digest=model_digest(opened.model, architecture=opened.architecture),
+        path=str(path),
+        resampled=opened.resampled,
     )
 
 
