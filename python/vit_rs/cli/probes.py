@@ -396,15 +396,16 @@ def _check_probe(options: argparse.Namespace) -> None:
 def _probe_features(study: _Study) -> tuple[What, tuple[tuple[str, int, int], ...]]:
     """Return which features a probe is trained on, and for dinov2 the parts of them: name, start, end."""
     from vit_rs.evaluation import ClassTokens  # noqa: PLC0415
+    from vit_rs.evaluation.features import gives_tokens  # noqa: PLC0415
 
     model: Any = study.subject.model
     if study.options.protocol != "dinov2":
         if study.options.features != "cls":
             return "pre_logits", ()
-        if getattr(model, "cls_token", None) is None:
+        if getattr(model, "cls_token", None) is None or not gives_tokens(model):
             raise ConfigError(f"--features cls: this {type(model).__name__} has no class token, ask for pooled")
         return ClassTokens(1), ()
-    if not hasattr(model, "get_intermediate_layers"):
+    if not gives_tokens(model):
         raise ConfigError(f"dinov2 takes the tokens of a ViT's last blocks: {type(model).__name__} has none")
     D = model.embed_dim
     if model.cls_token is None:

@@ -41,7 +41,8 @@ def add_subject(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         metavar="NAME",
-        help="what the file holds, for example vit_base_patch16_224; not needed for the files of vit-rs train",
+        help="what the file holds, for example vit_base_patch16_224; timm:NAME is timm's own model, where timm is "
+        "installed; not needed for the files of vit-rs train",
     )
     command.add_argument(
         "--img-size",

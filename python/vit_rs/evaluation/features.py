@@ -5,6 +5,7 @@ Letters: B batch, N images, D width, F features of an image.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from vit_rs.evaluation.classify import Precision
 
-__all__ = ["ClassTokens", "What", "check_what", "extract_features"]
+__all__ = ["ClassTokens", "What", "check_what", "extract_features", "gives_tokens"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,18 @@ class _Backbone(Protocol):
 
     def get_intermediate_layers(
         self, x: Tensor, n: int, *, return_prefix_tokens: Literal[True], norm: bool
-    ) -> list[tuple[Tensor, Tensor]]: ...
+    ) -> list[tuple[Tensor, Tensor] | Tensor]: ...
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int,
+        *,
+        return_prefix_tokens: Literal[True],
+        norm: bool,
+        output_fmt: Literal["NLC"],
+        intermediates_only: Literal[True],
+    ) -> list[tuple[Tensor, Tensor] | Tensor]: ...
 
 
 def extract_features(
@@ -128,7 +140,7 @@ def check_what(model: nn.Module, what: What) -> None:
     """
     name = type(model).__name__
     if isinstance(what, ClassTokens):
-        if not hasattr(model, "get_intermediate_layers"):
+        if not gives_tokens(model):
             raise TypeError(f"{name} has no get_intermediate_layers to take tokens from")
         depth = len(cast("nn.ModuleList", model.blocks))
         if what.blocks > depth:
@@ -141,12 +153,33 @@ def check_what(model: nn.Module, what: What) -> None:
         raise TypeError(f"{name} has no forward_features and forward_head to take features from")
 
 
+def gives_tokens(model: nn.Module) -> bool:
+    """Return whether a model tells its blocks' patch tokens from those before them: our ViTs, timm's, EVA and BEiT."""
+    if hasattr(model, "get_intermediate_layers"):
+        return True
+    forward = getattr(model, "forward_intermediates", None)
+    return callable(forward) and "return_prefix_tokens" in inspect.signature(forward).parameters
+
+
 def _features(model: _Backbone, images: Tensor, what: What) -> Tensor:
     """Return (B, F) of images (B, C, H, W)."""
     if not isinstance(what, ClassTokens):
         return model.forward_head(model.forward_features(images), pre_logits=True)
-    found = model.get_intermediate_layers(images, max(1, what.blocks), return_prefix_tokens=True, norm=True)
-    tokens = [prefix[:, 0] for _, prefix in found] if what.blocks else []  # the class token is the first: (B, D) each
+    found = _last_blocks(model, images, max(1, what.blocks))
+    # The class token is the first of those before the patches.
+    tokens = [prefix[:, 0] for _, prefix in found if prefix is not None] if what.blocks else []  # (B, D) each
     if what.average:
         tokens.append(found[-1][0].mean(dim=1))
     return torch.cat(tokens, dim=1)
+
+
+def _last_blocks(model: _Backbone, images: Tensor, count: int) -> list[tuple[Tensor, Tensor | None]]:
+    """Return normed patch tokens (B, N, D) after each of the last blocks, and the tokens before them (B, P, D)."""
+    if hasattr(model, "get_intermediate_layers"):
+        found = model.get_intermediate_layers(images, count, return_prefix_tokens=True, norm=True)
+    else:
+        found = model.forward_intermediates(
+            images, count, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+        )
+    # timm gives the patch tokens alone where no token stands before them.
+    return [(entry, None) if isinstance(entry, Tensor) else entry for entry in found]

@@ -68,8 +68,9 @@ class Subject:
     @property
     def num_classes(self) -> int:
         """Outputs of the model's head; 0 where it has none."""
-        count: int = self.model.config.num_classes if isinstance(self.model, _OURS) else self.model.num_classes
-        return count
+        model: Any = self.model
+        outputs: int = model.config.num_classes if isinstance(model, _OURS) else model.num_classes
+        return outputs
 
     def check_channels(self, channels: int) -> None:
         """Raise a DatasetError unless images of so many channels are what the model takes."""
@@ -130,9 +131,9 @@ def open_subject(
     if name is not None:
         changes = {**(overrides or {}), **({} if num_classes is None else {"num_classes": num_classes})}
         if name.startswith(PREFIX):
-            for key, value in {"layout": layout, "convention": convention}.items():
-                if value is not None:
-                    raise ConfigError(f"{key}={value!r} does not apply to {name}: timm has its own way")
+            for key, told in {"layout": layout, "convention": convention}.items():
+                if told is not None:
+                    raise ConfigError(f"{key}={told!r} does not apply to {name}: timm has its own way")
             return _open_timm(path, name, img_size=img_size, overrides=changes, asked=asked, section=section)
         return _open_named(
             path,
@@ -163,13 +164,12 @@ def model_digest(model: nn.Module, *, architecture: object = None) -> str:
     Raises:
         TypeError: the model is not ours, and nothing stands for its configuration.
     """
-    if architecture is None:
+    described = architecture
+    if described is None:
         if not isinstance(model, _OURS):
-            raise TypeError(
-                f"expected a model of vit_rs.models, or its architecture told, got a {type(model).__name__}"
-            )
-        architecture = [kind_of(model), model.config.to_dict()]
-    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+            raise TypeError(f"expected a model of vit_rs.models, or its architecture, got a {type(model).__name__}")
+        described = [kind_of(model), model.config.to_dict()]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for key, tensor in model.state_dict().items():
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         data = np.asarray(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8))

@@ -104,7 +104,7 @@ def open_timm(
         model, renamed = _built(timm, named, {**arguments, "pretrained_cfg_overlay": overlay})
         resampled = _load(path, named, model, tensors, renamed)
     architecture = ["timm", timm.__version__, named, list(overlay["input_size"]), _plain(arguments)]
-    preprocessing = _preprocessing(timm, named, model, hw, asked or {})
+    preprocessing = _preprocessing(named, model, hw, asked or {})
     return TimmModel(model.float().eval(), preprocessing, architecture, resampled)
 
 
@@ -175,9 +175,9 @@ def _npz_weights(file: WeightsFile, section: str | None) -> dict[str, Tensor]:
 def _built(timm: Any, named: str, arguments: dict[str, Any]) -> tuple[nn.Module, Callable[..., Any] | None]:
     """Build a model as timm does for published weights; return it, and the function that renames and resamples those.
 
-    `pretrained=True` matters: some models have another epsilon then. What timm would do with the weights it passes to
-    `load_pretrained`, which leaves weights random where heads, channels or names differ: it is intercepted, so that
-    `_load` can be strict.
+    `pretrained=True` matters: fbnetc_100 and a few others have the epsilon of the published weights then. What timm
+    would do with weights it passes to `load_pretrained`, which leaves some of them random where heads, channels or
+    names differ: that is intercepted, so that `_load` can be strict.
     """
     builder = importlib.import_module("timm.models._builder")
     with _interception(builder) as renaming:
@@ -255,9 +255,7 @@ def _load(
     )
 
 
-def _preprocessing(
-    timm: Any, named: str, model: nn.Module, hw: tuple[int, int], asked: Mapping[str, Any]
-) -> Preprocessing:
+def _preprocessing(named: str, model: nn.Module, hw: tuple[int, int], asked: Mapping[str, Any]) -> Preprocessing:
     """Return how timm prepares the images that it tests a model with, at a size in pixels."""
     data = importlib.import_module("timm.data").resolve_model_data_config(model)
     mode = data["crop_mode"]
