@@ -138,6 +138,23 @@ def test_google_s_files(tmp_path, randomised, name) -> None:
         opened(tmp_path / "m.npz", f"timm:{name}", img_size=64, overrides=arguments, section="a")
 
 
+@pytest.mark.parametrize(
+    ("name", "outside"),
+    [
+        ("levit_128s", "head.bn.bias"),  # a batch norm before each of two heads goes with them
+        ("densenet121", "features.norm5.bias"),  # whose function for old names takes the names alone
+    ],
+)
+def test_models_whose_names_timm_changes(tmp_path, name, outside) -> None:
+    peer = timm.create_model(name, num_classes=3)
+    assert outside in peer.state_dict()
+    path = saved(tmp_path / "m.safetensors", peer)
+    for classes in (3, 0):
+        weights = opened(path, f"timm:{name}", img_size=None, num_classes=classes, overrides={}).model.state_dict()
+        assert all(torch.equal(tensor, peer.state_dict()[key]) for key, tensor in weights.items())
+        assert (len(weights) == len(peer.state_dict())) == bool(classes)
+
+
 def test_files_of_training_runs(vit, tmp_path) -> None:
     peer, path = vit
     weights = load_file(path)

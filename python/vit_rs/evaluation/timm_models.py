@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import inspect
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -221,15 +222,16 @@ def _load(
     """Copy weights into a model, all of them, and return which changed their size."""
     before = {key: tensor.shape for key, tensor in tensors.items()}
     try:
-        weights: dict[str, Tensor] = tensors if rename is None else rename(tensors, model)
+        weights: dict[str, Tensor] = tensors if rename is None else _renamed(rename, tensors, model)
     except _MISFITS as error:
         raise CheckpointError(f"{path}: timm cannot make the weights of {named} of it: {error!r}") from error
     known: Any = model.pretrained_cfg
-    heads = known.get("classifier") or ()
-    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-    headless = not model.num_classes
-    weights = {key: tensor for key, tensor in weights.items() if not (headless and key.startswith(heads))}
+    names = known.get("classifier") or ()
+    # With its last layer, "head.fc", what stands around it belongs to a head: "head.bn".
+    heads = tuple(f"{name.rpartition('.')[0] or name}." for name in ((names,) if isinstance(names, str) else names))
     own = model.state_dict()
+    if not model.num_classes:
+        weights = {key: tensor for key, tensor in weights.items() if key in own or not key.startswith(heads)}
     for key, tensor in weights.items():
         if key in own:
             require_finite(tensor, f"{path}: {key}")
@@ -253,6 +255,14 @@ def _load(
         for key, tensor in weights.items()
         if key in before and before[key].numel() != tensor.numel()
     )
+
+
+def _renamed(rename: Callable[..., Any], tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    # Some of timm's functions know names alone; timm tries both ways.
+    parameters = inspect.signature(rename).parameters.values()
+    positional = [each for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
+    weights: dict[str, Tensor] = rename(tensors) if len(positional) == 1 else rename(tensors, model)
+    return weights
 
 
 def _preprocessing(named: str, model: nn.Module, hw: tuple[int, int], asked: Mapping[str, Any]) -> Preprocessing:
