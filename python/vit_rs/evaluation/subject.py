@@ -15,7 +15,7 @@ from vit_rs.checkpoints import load_model, load_pretrained
 from vit_rs.checkpoints.files import open_weights
 from vit_rs.checkpoints.model_files import saved_model
 from vit_rs.evaluation.preprocessing import Preprocessing, named_preprocessing
-from vit_rs.evaluation.timm_models import PREFIX, image_channels, open_timm
+from vit_rs.evaluation.timm_models import PREFIX, model_channels, open_timm
 from vit_rs.exceptions import CheckpointError, ConfigError, DatasetError
 from vit_rs.models import BiTResNet, VisionTransformer, ViTConfig, create_model
 from vit_rs.models.catalogue import build, kind_of
@@ -63,7 +63,7 @@ class Subject:
     def channels(self) -> int:
         """Channels of the images that the model takes."""
         model = self.model
-        return model.config.in_chans if isinstance(model, _OURS) else image_channels(model)
+        return model.config.in_chans if isinstance(model, _OURS) else model_channels(model)
 
     @property
     def num_classes(self) -> int:
@@ -258,7 +258,7 @@ def _open_timm(
     section: str | None,
 ) -> Subject:
     opened = open_timm(path, name, img_size=img_size, asked=asked, section=section, overrides=overrides)
-    _check_channels(opened.preprocessing, image_channels(opened.model))
+    _check_channels(opened.preprocessing, model_channels(opened.model))
     return Subject(
         model=opened.model,
         preprocessing=opened.preprocessing,

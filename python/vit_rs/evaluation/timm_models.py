@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from vit_rs.checkpoints.files import WeightsFile
 
-__all__ = ["PREFIX", "TimmModel", "image_channels", "open_timm"]
+__all__ = ["PREFIX", "TimmModel", "model_channels", "open_timm"]
 
 PREFIX = "timm:"
 # Dictionaries of a training run's file that hold the trained weights, where nobody says which; averages stand beside.
@@ -92,7 +92,7 @@ def open_timm(
     if not Path(path).exists():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     timm = _timm(name)
-    named = name.removeprefix(PREFIX)
+    named = _current(timm, name.removeprefix(PREFIX))
     arguments = {key: value for key, value in (overrides or {}).items() if value is not None}
     known = _known(timm, named)
     size = arguments.pop("img_size", None) if img_size is None else img_size
@@ -109,7 +109,7 @@ def open_timm(
     return TimmModel(model.float().eval(), preprocessing, architecture, resampled)
 
 
-def image_channels(model: nn.Module) -> int:
+def model_channels(model: nn.Module) -> int:
     """Return the channels of the images that a model of timm's takes, as `open_timm` built it."""
     input_size: tuple[int, ...] = model.pretrained_cfg["input_size"]  # type: ignore[assignment, index]
     return input_size[0]
@@ -122,9 +122,15 @@ def _timm(name: str) -> Any:
         raise ConfigError(f"{name} needs timm, which cannot be imported ({error}): pip install timm") from error
 
 
+def _current(timm: Any, named: str) -> str:
+    """Return what timm calls a name of its older versions today: vit_base_patch16_224_in21k got a tag."""
+    renamed: dict[str, str | None] = timm.models.get_deprecated_models()
+    return renamed.get(named) or named
+
+
 def _known(timm: Any, named: str) -> Any:
     """Return what timm knows of a name: size, classes and preparation of the images."""
-    if not named or not timm.is_model(named):
+    if not named or not timm.is_model(named) or named in timm.models.get_deprecated_models():
         near = difflib.get_close_matches(named, timm.list_models())
         hint = f": did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(f"timm {timm.__version__} has no model {named!r}{hint} (timm.list_models() lists them)")
