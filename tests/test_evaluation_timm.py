@@ -7,6 +7,8 @@ import os
 import pickle
 import sys
 import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from vit_rs.checkpoints import convert
 from vit_rs.checkpoints.files import write_npz
 from vit_rs.cli import main
+from vit_rs.cli.probes import _probe_features
 from vit_rs.evaluation import ClassTokens, Preprocessing, extract_features, open_subject
 from vit_rs.evaluation.features import check_what, gives_tokens
 from vit_rs.evaluation.subject import model_digest
@@ -303,6 +307,28 @@ def test_timm_s_own_loading_is_left_alone(vit) -> None:
     assert _builder.load_pretrained is original
 
 
+def test_two_at_once_leave_timm_s_own_loading() -> None:
+    from timm.models import _builder
+
+    from vit_rs.evaluation.timm_models import _interception
+
+    original, waits = _builder.load_pretrained, threading.Event()
+
+    def second() -> None:
+        waiting = _interception(_builder)
+        waits.set()
+        with waiting:
+            pass
+
+    thread = threading.Thread(target=second)
+    with _interception(_builder):
+        thread.start()
+        waits.wait()
+        time.sleep(0.05)  # it has come to the lock
+    thread.join()
+    assert _builder.load_pretrained is original
+
+
 def test_tokens_of_models_that_tell_them() -> None:
     eva = timm.create_model(
         "eva02_tiny_patch14_224", img_size=28, num_classes=0, depth=2, embed_dim=12, num_heads=3
@@ -321,6 +347,21 @@ def test_tokens_of_models_that_tell_them() -> None:
         last = plain.forward_features(images)
     got, _ = extract_features(plain, [(images, torch.zeros(2))], what=ClassTokens(0, average=True))
     torch.testing.assert_close(got, last.mean(dim=1), rtol=1e-5, atol=1e-5)
+    relative = timm.create_model("vit_relpos_small_patch16_224", img_size=32, **SMALL).eval()
+    with torch.no_grad():
+        last = relative.forward_features(images)
+    got, _ = extract_features(relative, [(images, torch.zeros(2))], what=ClassTokens(0, average=True))
+    torch.testing.assert_close(got, last.mean(dim=1), rtol=1e-5, atol=1e-5)
+    # A classifier that gives its encoder's tokens, and has no blocks to count.
+    wrapped = nn.Module()
+    wrapped.forward_intermediates = relative.forward_intermediates
+    assert not gives_tokens(wrapped)
+    # timm's NaFlexVit, whose tokens before the patches are no field of its own.
+    del relative.cls_token
+    study = SimpleNamespace(
+        subject=SimpleNamespace(model=relative), options=SimpleNamespace(protocol="dinov2"), notes=[]
+    )
+    assert _probe_features(study) == (ClassTokens(0, average=True), (("mean of patches", 0, 12),))
     resnet = timm.create_model("resnet10t")
     assert not gives_tokens(resnet)
     with pytest.raises(TypeError, match="ResNet has no get_intermediate_layers to take tokens from"):

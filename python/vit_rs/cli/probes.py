@@ -408,7 +408,7 @@ def _probe_features(study: _Study) -> tuple[What, tuple[tuple[str, int, int], ..
     if not gives_tokens(model):
         raise ConfigError(f"dinov2 takes the tokens of a ViT's last blocks: {type(model).__name__} has none")
     D = model.embed_dim
-    if model.cls_token is None:
+    if getattr(model, "cls_token", None) is None:
         study.notes.append("the model has no class token: dinov2's classifiers get the mean of the patch tokens alone")
         return ClassTokens(0, average=True), (("mean of patches", 0, D),)
     depth = min(4, len(model.blocks))

@@ -52,6 +52,8 @@ What = Literal["pre_logits"] | ClassTokens
 
 
 class _Backbone(Protocol):
+    num_prefix_tokens: int
+
     def forward_features(self, x: Tensor) -> Tensor: ...
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor: ...
@@ -65,7 +67,7 @@ class _Backbone(Protocol):
         x: Tensor,
         indices: int,
         *,
-        return_prefix_tokens: Literal[True],
+        return_prefix_tokens: bool,
         norm: bool,
         output_fmt: Literal["NLC"],
         intermediates_only: Literal[True],
@@ -155,6 +157,8 @@ def check_what(model: nn.Module, what: What) -> None:
 
 def gives_tokens(model: nn.Module) -> bool:
     """Return whether a model tells its blocks' patch tokens from those before them: our ViTs, timm's, EVA and BEiT."""
+    if not hasattr(model, "blocks"):  # a classifier around an encoder, as timm's Qwen3VitClassifier
+        return False
     if hasattr(model, "get_intermediate_layers"):
         return True
     forward = getattr(model, "forward_intermediates", None)
@@ -179,7 +183,12 @@ def _last_blocks(model: _Backbone, images: Tensor, count: int) -> list[tuple[Ten
         found = model.get_intermediate_layers(images, count, return_prefix_tokens=True, norm=True)
     else:
         found = model.forward_intermediates(
-            images, count, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+            images,
+            count,
+            return_prefix_tokens=model.num_prefix_tokens > 0,  # timm's VisionTransformerRelPos fails to return none
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
         )
     # timm gives the patch tokens alone where no token stands before them.
     return [(entry, None) if isinstance(entry, Tensor) else entry for entry in found]

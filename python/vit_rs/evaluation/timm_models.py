@@ -202,7 +202,7 @@ def _built(timm: Any, named: str, arguments: dict[str, Any]) -> tuple[nn.Module,
 def _interception(builder: Any) -> Iterator[list[Callable[..., Any] | None]]:
     """Collect the renaming functions that this thread's models would be loaded by, in place of loading them."""
     renaming: list[Callable[..., Any] | None] = []
-    mine, original = threading.get_ident(), builder.load_pretrained
+    mine = threading.get_ident()
 
     def collecting(*args: Any, **options: Any) -> None:
         if threading.get_ident() != mine:
@@ -211,6 +211,7 @@ def _interception(builder: Any) -> Iterator[list[Callable[..., Any] | None]]:
         renaming.append(options.get("filter_fn"))
 
     with _BUILDING:
+        original = builder.load_pretrained  # only now it is sure to be timm's own
         builder.load_pretrained = collecting
         try:
             yield renaming
