@@ -296,6 +296,24 @@ def test_it_is_the_optimum_whatever_the_features_scales():
     assert fit_logistic(same, torch.arange(40) % 4 // 3, 2, c=1.0).bias.diff().item() == pytest.approx(-math.log(3))
 
 
+@pytest.mark.parametrize(("images", "width", "classes"), [(200, 10, 4), (4, 300, 2)])
+def test_converged_is_the_optimum_where_classes_are_told_apart(images, width, classes):
+    x, y = clusters(images, width, classes, seed=2, spread=0.1)
+    c, x = 1e5, x.double()
+    model = fit_logistic(x, y, classes, c=c)
+    assert model.converged
+    # With two classes scikit-learn's penalty is that of their weights' difference.
+    peer = LogisticRegression(C=c * (2 if classes == 2 else 1), tol=1e-10, max_iter=20000).fit(x.numpy(), y.numpy())
+    theirs = torch.from_numpy(peer.coef_.T), torch.from_numpy(peer.intercept_)
+    if classes == 2:
+        theirs = tuple(torch.cat([-value / 2, value / 2], dim=-1) for value in theirs)
+
+    def value(weights, bias):
+        return float(c * F.cross_entropy(x @ weights + bias, y, reduction="sum") + weights.square().sum() / 2)
+
+    assert value(model.weights, model.bias) < 1.00001 * value(*theirs)
+
+
 def test_the_strength_is_chosen_on_held_out_training_images():
     train, test = clusters(210, 30, 7, seed=1, spread=2.5), clusters(210, 30, 7, seed=2, spread=2.5)
     got = logistic_regression(*train, *test, grid=(100.0, 1e-3, 1e-8), seeds=(0, 1))

@@ -123,6 +123,7 @@ def logistic_regression(
             if c >= _PAST_THE_BEST * values[best]:
                 break
         done += len(values) - len(scores)
+        del problem  # its tables go before the next ones come
         problem = _Problem(x, y, num_classes)
         model = fit(problem, values[best], model, tolerance=_TOLERANCE)
         top1, top5 = _accuracy(model, x_test, y_test)
@@ -190,7 +191,8 @@ def fit_logistic(
         c: Inverse strength, over 0.
         start: Where to begin; None is 0.
         max_steps: Most steps of conjugate gradients, each a product with the Hessian.
-        tolerance: Of the largest entry of the mean objective's gradient, in axes where its curvature is about 1.
+        tolerance: Of the largest entry of the mean objective's gradient, in axes where its curvature is about 1; times
+            the root of the objective's mean where that is under 1.
 
     Source: scikit-learn's LogisticRegression, the same objective.
     """
@@ -213,10 +215,12 @@ class _Problem:
         variances, self.axes = torch.linalg.eigh(x.T @ x / len(x))
         self.variances = variances.clamp(min=0)  # (F,)
         self.x = self.axes.T @ x.T  # (F, N)
+        del x  # tables of this size are what memory goes to, as those of (K, N) below
         # Curvature only leads the way: float32 will do, in units in which no feature is too large or too small for it.
         floor = self.variances.max() * torch.finfo(variances.dtype).eps
         self.units = torch.where(self.variances > floor, self.variances, 1.0).sqrt()  # (F,)
-        self.small = (self.x / self.units[:, None]).float()  # (F, N)
+        self.small = torch.empty_like(self.x, dtype=torch.float32)  # (F, N)
+        torch.div(self.x, self.units[:, None], out=self.small)
 
     def fit(self, c: float, start: LogisticModel | None, *, max_steps: int, tolerance: float) -> LogisticModel:
         """Return the optimum, by Newton's method; arguments as in `fit_logistic`."""
@@ -234,13 +238,15 @@ class _Problem:
         value, steps = self._value(logits, point, penalty), 0
         while True:
             p = logits.softmax(dim=0)  # (K, N)
-            spread = (p - p.square()).mean(dim=1, keepdim=True)  # (K, 1)
+            spread = p.square().neg_().add_(p).mean(dim=1, keepdim=True)  # of p (1 - p): (K, 1)
             small = p.float()
             residual = p.scatter_add_(0, self.labels, -torch.ones_like(p[:1]))
             gradient = torch.cat([residual @ self.x.T, residual.sum(dim=1, keepdim=True)], dim=1) / images
             gradient = _without_mean(gradient) + penalty * point
             largest = float((gradient * units).abs().max())
-            if largest <= tolerance or steps >= max_steps:
+            # Where classes are told apart, curvature falls with the value: the gradient must fall with its root.
+            enough = tolerance * min(1.0, value) ** 0.5
+            if largest <= enough or steps >= max_steps:
                 break
             direction, products = _newton_direction(
                 lambda at, small=small: self._curvature(small, at) + penalty * at,  # type: ignore[misc]
@@ -250,19 +256,21 @@ class _Problem:
                 max_steps=max_steps - steps,
             )
             steps += products
+            del p, small, residual
             # Along a direction logits are linear: a trial costs no product with the features.
             along, slope, t = self._logits(direction), float((gradient * direction).sum()), 1.0
             while t > _SHORTEST:
-                found = self._value(logits + t * along, point + t * direction, penalty)
+                found = self._value(torch.add(logits, along, alpha=t), point + t * direction, penalty)
                 if found <= value + 1e-4 * t * slope + _ROUNDING * abs(value):
                     break
                 t /= 2
             else:
                 break
             point, value = point + t * direction, found
+            del along, logits
             logits = self._logits(point)
         weights, bias = (self.axes @ point[:, :-1].T), point[:, -1]
-        return LogisticModel(weights, bias - self.center @ weights, steps, largest <= tolerance)
+        return LogisticModel(weights, bias - self.center @ weights, steps, largest <= enough)
 
     def _logits(self, point: Tensor) -> Tensor:
         return torch.addmm(point[:, -1:], point[:, :-1], self.x)  # (K, N)
