@@ -126,6 +126,15 @@ def test_errors_of_reading_another_file_name_that(tmp_path: Path) -> None:
         atomic_write(tmp_path / "file.bin", lambda _file: (tmp_path / "other").read_bytes())
     assert caught.value.filename == str(tmp_path / "other")
 
+    def damaged(file: object) -> None:
+        file.write(b"new")
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # as reading from a failing disk: it names no file
+
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        atomic_write(tmp_path / "file.bin", damaged)
+    assert caught.value.filename is None
+    assert names(tmp_path) == []
+
 
 @pytest.mark.parametrize("letter", ["a", "é", "\N{SNOWMAN}"])
 def test_names_may_be_as_long_as_the_system_s(tmp_path: Path, letter: str) -> None:

@@ -51,9 +51,9 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[IO[byt
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), mode)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from error
-    file = _Output(io.FileIO(descriptor, "wb"))
+    output, written = _Output(descriptor, "wb"), False
     try:
-        with file:
+        with io.BufferedWriter(output) as file:
             if os.name == "posix" and replaced:
                 with contextlib.suppress(OSError):  # by file systems without permissions
                     os.fchmod(descriptor, mode)
@@ -62,13 +62,14 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[IO[byt
             else:
                 content(file)
             file.flush()
+            written = True
             os.fsync(descriptor)
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        failure = file.failure if isinstance(error, RuntimeError) else error
-        # Writing names no file, and opening or renaming the temporary one; what reads another file names that.
-        if isinstance(failure, OSError) and failure.errno and failure.filename in (None, str(temporary)):
+        # What fails before all is written may have been the reading of another file, which names none either.
+        failure = error if written else output.failure
+        if isinstance(error, OSError | RuntimeError) and isinstance(failure, OSError) and failure.errno:
             raise OSError(failure.errno, failure.strerror, str(target)) from error
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened
@@ -79,7 +80,7 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[IO[byt
             os.close(folder)
 
 
-class _Output(io.BufferedWriter):
+class _Output(io.FileIO):
     """Remembers why it could not write: torch.save only says that its positions do not fit.
 
     Attributes:
