@@ -16,7 +16,7 @@ from vit_rs.exceptions import DatasetError, DecodeError
 from vit_rs.recipes import fashion_mnist
 from vit_rs.training import job, train
 from vit_rs.training.engine import Engine
-from vit_rs.training.metrics import MetricsLog, read_metrics
+from vit_rs.training.metrics import MetricsLog, read_metrics, unreadable_images
 from vit_rs.training.parallel import Parallel
 from vit_rs.training.shared_evaluation import shared_features, shared_test
 from vit_rs.training.sources import open_sources
@@ -99,6 +99,11 @@ def test_a_full_disk_names_the_records(tmp_path):
     assert caught.value.filename == str(path)
     with pytest.raises(OSError, match="No space left"):
         log.close()
+
+
+def test_records_of_older_versions_still_count():
+    records = [{"kind": "unreadable", "images": 4, "examples": ["a", "b"]}, {"kind": "unreadable", "new": ["b", "c"]}]
+    assert unreadable_images(records) == {"a", "b", "c"}
 
 
 def test_a_step_without_images_changes_nothing(folder, tmp_path):

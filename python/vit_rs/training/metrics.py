@@ -82,7 +82,9 @@ class MetricsLog:
 
 def unreadable_images(records: Iterable[Mapping[str, Any]]) -> set[str]:
     """Return a line for each image that could not be read: what is wrong with which."""
-    return {line for record in records if record.get("kind") == "unreadable" for line in record.get("new", ())}
+    unreadable = (record for record in records if record.get("kind") == "unreadable")
+    # Runs of older versions named ten of a record's.
+    return {line for record in unreadable for line in record.get("new", record.get("examples", ()))}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
