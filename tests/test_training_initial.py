@@ -51,7 +51,8 @@ def base(path, **fields):
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
 def test_the_architecture_is_the_file_s(tmp_path, model):
-    got = with_architecture(base(saved(tmp_path / "m.safetensors", model), drop_path_rate=0.25), {})
+    path = saved(tmp_path / "m.safetensors", model)
+    got = with_architecture(base(path, init_head="keep", drop_path_rate=0.25), {})
     built = network_config(got, img_size=64, channels=1, classes=3).to_dict()
     free = {"in_chans": 1, "num_classes": 3, "drop_path_rate": 0.25, "pos_convention": "timm"}
     if "img_size" in built:
@@ -90,10 +91,43 @@ def test_a_new_head_and_another_patch_size_may_be_asked_for(tmp_path):
     assert (got.global_pool, got.fc_norm, got.patch_size, got.embed_dim, got.depth) == ("avg", True, 16, 16, 2)
 
 
+def test_a_new_head_is_without_a_representation_layer(tmp_path):
+    path = saved(tmp_path / "m.safetensors", create_model("vit_tiny_patch16_224_in21k", depth=1, num_classes=5))
+    for asked, size in (
+        ({}, None),
+        ({"representation_size": 192}, 192),
+        ({"name": "vit_tiny_patch16_224_in21k", "depth": 1}, 192),
+    ):
+        assert with_architecture(base(path, **asked), asked).representation_size == size
+    assert with_architecture(base(path, init_head="keep"), {}).representation_size == 192
+
+
 def test_a_named_model_may_be_named(tmp_path):
-    path = saved(tmp_path / "m.safetensors", create_model("vit_tiny_patch16_224", img_size=32))
-    asked = {"name": "vit_tiny_patch16_384"}
-    assert with_architecture(base(path, **asked), asked).embed_dim == 192
+    """The name stays: the same command line with --resume asks for it again."""
+    path = saved(tmp_path / "m.safetensors", create_model("vit_tiny_patch16_224", img_size=32, depth=1))
+    for asked, patch in (
+        ({"name": "vit_tiny_patch16_384"}, 16),
+        ({"name": "vit_tiny_patch8_224"}, 8),
+        ({"name": "vit_tiny_patch16_224", "patch_size": 8}, 8),
+    ):
+        got = with_architecture(base(path, **asked), {"depth": 1, **asked})
+        assert (got.name, got.patch_size, got.embed_dim, got.depth) == (asked["name"], patch, 192, 1)
+    with pytest.raises(ConfigError, match=r"model\.name: 'deit_tiny_distilled_patch16_224' is another"):
+        with_architecture(base(path), {"name": "deit_tiny_distilled_patch16_224", "depth": 1})
+
+
+def test_an_unknown_name_is_left_for_the_network_to_refuse(tmp_path):
+    model = base(saved(tmp_path / "m.safetensors", MODELS[0]), name="vit_tinny_patch16_224")
+    assert with_architecture(model, {"name": model.name}) is model
+    with pytest.raises(ConfigError, match="unknown model 'vit_tinny_patch16_224'"):
+        network_config(model, img_size=64, channels=3, classes=3)
+
+
+def test_a_setting_that_the_kind_has_not_is_named(tmp_path):
+    got = with_architecture(base(saved(tmp_path / "m.safetensors", MODELS[-1]), init_head_bias=-7.0), {})
+    assert got.name == "bit"
+    with pytest.raises(ConfigError, match=r"model\.init_head_bias: 'bit' is built without it"):
+        network_config(got, img_size=64, channels=3, classes=3)
 
 
 def test_files_of_others_and_no_files_change_nothing(tmp_path):

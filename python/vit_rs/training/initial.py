@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 from vit_rs.checkpoints.files import open_weights
 from vit_rs.checkpoints.model_files import saved_model
 from vit_rs.exceptions import ConfigError, VitRsError
-from vit_rs.models.catalogue import KINDS, kind_of
+from vit_rs.models.catalogue import KINDS, kind_of, named_config
 from vit_rs.models.presets import PRESETS
 from vit_rs.models.resnet import ResNetConfig
 from vit_rs.models.vit import ViTConfig
-from vit_rs.training.model_config import ModelConfig
 from vit_rs.training.networks import describe, network_config, token_stride
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from vit_rs.models.catalogue import Config
+    from vit_rs.training.model_config import ModelConfig
 
 __all__ = ["with_architecture"]
 
@@ -30,6 +30,8 @@ _FIELDS = (
 )
 # Those of them that a new head brings.
 _HEAD_FIELDS = frozenset(("global_pool", "fc_norm", "representation_size"))
+# Those of them that a name has to agree with.
+_SIZES = ("embed_dim", "depth", "num_heads", "layers", "width_factor")
 # Fields of a model's configuration that are none of its architecture.
 _FREE = frozenset(
     (
@@ -43,12 +45,14 @@ def with_architecture(model: ModelConfig, asked: Mapping[str, Any]) -> ModelConf
     """Return the settings with the architecture of `model.init`, where that is a file of ours.
 
     Image size, channels, classes and dropout rates stay those of the run. Other projects' files, and a file that cannot
-    be read, change nothing: the recipe says what they are, and loading says what is wrong with them.
+    be read, change nothing: the recipe says what they are, and loading says what is wrong with them. Nor does an
+    unknown name, which building the network refuses.
 
     Args:
         model: the settings.
-        asked: field -> value of those that the user has set. The file must agree with them, but for the patch size,
-            to which kernels are resampled, and with init_head "reset" what belongs to the head.
+        asked: field -> value of those that the user has set, which are kept. The file must agree with them, but for the
+            patch size, to which kernels are resampled, and with init_head "reset" what belongs to the head: of that, a
+            representation layer is kept only where it is asked for, as in the paper's fine-tuning.
 
     Raises:
         ConfigError: a field that the user has set contradicts the file.
@@ -62,29 +66,45 @@ def with_architecture(model: ModelConfig, asked: Mapping[str, Any]) -> ModelConf
         return model
     if saved is None:
         return model
-    config = saved.config
+    config, name = saved.config, asked.get("name")
+    named: Config | None = None
+    if name is not None and name not in KINDS:
+        try:
+            named = named_config(name)
+        except ConfigError:
+            return model
     wanted = {name: asked[name] for name in _FIELDS if asked.get(name) is not None}
     if isinstance(config, ViTConfig):
         free = {"patch_size"} | (_HEAD_FIELDS if model.init_head == "reset" else set())
-        changes = {name: wanted.pop(name) for name in free & wanted.keys()}
+        changes: dict[str, Any] = {field: wanted.pop(field) for field in free & wanted.keys()}
+        if isinstance(named, ViTConfig):
+            changes.setdefault("patch_size", named.patch_size)
+        if model.init_head == "reset":
+            changes.setdefault("representation_size", getattr(named, "representation_size", None))
         try:
             config = dataclasses.replace(config, img_size=_side(config) * changes.get("patch_size", 1), **changes)
         except ConfigError as error:
             raise ConfigError(f"model: {error}") from error
-    held = {name: value for name in _FIELDS if (value := _held(config, name)) is not None}
-    for name, value in wanted.items():
-        if held.get(name) != value:
+    held: dict[str, Any] = {field: _held(config, field) for field in _FIELDS}
+    for field, value in wanted.items():
+        if held[field] != value:
             raise ConfigError(
-                f"model.{name}: got {value!r}, the model in model.init ({model.init}) has {held.get(name)!r}: leave "
-                f"model.{name} out, the file says its architecture"
+                f"model.{field}: got {value!r}, the model in model.init ({model.init}) has {held[field]!r}: leave "
+                f"model.{field} out, the file says its architecture"
             )
-    if "name" in asked and not _is_named(asked["name"], config):
+    if not (held["patch_size"] is None or isinstance(held["patch_size"], int)):
+        return model  # no setting says it
+    agrees = named is None or (
+        kind_of(named) == kind_of(config)
+        and all(_held(named, size) == held[size] for size in _SIZES if asked.get(size) is None)
+    )
+    names = (kind_of(config), *PRESETS) if name is None else (name,) if agrees else ()
+    found = _described(dataclasses.replace(model, **held), config, names)
+    if found is None and name is not None:
         raise ConfigError(
-            f"model.name: {asked['name']!r} is another than the model in model.init ({model.init}), a "
-            f"{describe(config)}: leave model.name out, the file says its architecture"
+            f"model.name: {name!r} is another than the model in model.init ({model.init}), a {describe(config)}: leave "
+            "model.name out, the file says its architecture"
         )
-    values: dict[str, Any] = {name: held.get(name) for name in _FIELDS}
-    found = _described(dataclasses.replace(model, **values), config, (kind_of(config), *PRESETS))
     return model if found is None else found
 
 
@@ -95,35 +115,20 @@ def _held(config: Config, name: str) -> Any:
     return getattr(config, name, None)
 
 
-def _is_named(name: str, config: Config) -> bool:
-    """Return whether a name is a configuration's kind, or that of a model of its kind and sizes."""
-    if name in KINDS:
-        return name == kind_of(config)
-    try:
-        named = network_config(ModelConfig(name=name), img_size=_side(config), channels=3, classes=1)
-    except ConfigError:
-        return True  # no name at all: the network's own check tells
-    sizes = ("embed_dim", "depth", "num_heads", "layers", "width_factor", "patch_size")
-    return kind_of(named) == kind_of(config) and all(_held(named, size) == _held(config, size) for size in sizes)
-
-
 def _described(model: ModelConfig, config: Config, names: Iterable[str]) -> ModelConfig | None:
     """Return the settings under the first name that builds a configuration's architecture; None where none does.
 
     Some fields (DINOv3's epsilon, DeiT's distillation token) are no settings: only names have them.
     """
-    if not (model.patch_size is None or isinstance(model.patch_size, int)):
-        return None
+    # Rates and initial values, which not every kind has, are the run's.
+    plain = dataclasses.replace(model, dropout=0.0, init_head_bias=None)
     for name in names:
-        candidate = dataclasses.replace(model, name=name)
         try:
-            built = network_config(
-                dataclasses.replace(candidate, dropout=0.0), img_size=_side(config), channels=3, classes=1
-            )
+            built = network_config(dataclasses.replace(plain, name=name), img_size=_side(config), channels=3, classes=1)
         except ConfigError:
             continue
         if kind_of(built) == kind_of(config) and _architecture(built) == _architecture(config):
-            return candidate
+            return dataclasses.replace(model, name=name)
     return None
 
 
