@@ -73,7 +73,8 @@ class ModelConfig:
     # interpolated where needed. A file that vit-rs wrote, given on the command line, sets the fields above that say
     # what the network is.
     init: str | None = None
-    # The checkpoint's head: kept, or left out for a new one because it was trained for other classes.
+    # The checkpoint's head: kept, or left out for a new one because it was trained for other classes, and with it a
+    # representation layer that is not asked for.
     init_head: Literal["keep", "reset"] = "keep"
     # Answers to what load_pretrained cannot know: the layout, resampling convention and section of the file, and the
     # image side in pixels that its weights were trained at.
