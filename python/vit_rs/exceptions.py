@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "DatasetError", "DecodeError", "OtherProcessError", "VitRsError"]
+__all__ = [
+    "AttentionError",
+    "CheckpointError",
+    "ConfigError",
+    "DatasetError",
+    "DecodeError",
+    "OtherProcessError",
+    "VitRsError",
+]
 
 
 class VitRsError(Exception):
@@ -27,6 +35,14 @@ class CheckpointError(VitRsError, ValueError):
 
 class ConfigError(VitRsError, ValueError):
     """A training configuration or run folder is not usable; the message names the setting."""
+
+
+class AttentionError(VitRsError, TypeError):
+    """The attention of a model cannot be watched; the message says why.
+
+    It has no blocks, no grid of patches, or blocks that do not let every token look at all tokens by one call of
+    torch's fused attention.
+    """
 
 
 class OtherProcessError(VitRsError):
