@@ -1,7 +1,7 @@
 """Figures from arrays: each function returns a `matplotlib.figure.Figure`, `save_figure` writes it.
 
 No pyplot: no global state, no window, no backend to choose; matplotlib is imported when a figure is asked
-for. Letters: B images, C channels, gh x gw patches.
+for. Letters: B images, C channels.
 """
 
 from __future__ import annotations
@@ -22,59 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["image_batch_figure", "new_figure", "position_similarity_figure", "save_figure"]
-
-
-def position_similarity_figure(similarity: ArrayLike, *, limits: tuple[float, float] = (-1.0, 1.0)) -> Figure:
-    """Draw the maps of `position_similarity` at their patches' own places: a grid of grids.
-
-    Source: arXiv 2010.11929, figure 7 (centre), with its colour scale of -1 to 1.
-
-    Args:
-        similarity: (gh, gw, gh, gw), -1..1; any size, also non-square.
-        limits: Values of the two ends of the colour scale.
-
-    Returns:
-        One panel and its colour bar; rows and columns are counted from 1.
-
-    Raises:
-        ValueError: The array is not (gh, gw, gh, gw).
-    """
-    maps = np.asarray(similarity, dtype=np.float32)
-    if maps.ndim != 4 or maps.shape[:2] != maps.shape[2:] or maps.size == 0:
-        raise ValueError(f"expected similarities (gh, gw, gh, gw), got {maps.shape}")
-    gh, gw = maps.shape[:2]
-    # One image for all maps, empty lines between them: an axes per patch would take seconds at 24 x 24.
-    gap = max(1, round(0.1 * max(gh, gw)))
-    mosaic = np.full((gh * (gh + gap) - gap, gw * (gw + gap) - gap), np.nan, np.float32)
-    for row in range(gh):
-        for column in range(gw):
-            top, left = row * (gh + gap), column * (gw + gap)
-            mosaic[top : top + gh, left : left + gw] = maps[row, column]
-    aspect = mosaic.shape[1] / mosaic.shape[0]
-    width, height = min(6.0, 6.0 * aspect), min(6.0, 6.0 / aspect)
-    wide = aspect > 2.0  # the colour bar goes along the longer side
-    figure = new_figure(width + (0.6 if wide else 1.6), height + (1.5 if wide else 0.7), compress=True)
-    axes = figure.subplots()
-    image = axes.imshow(mosaic, cmap="viridis", vmin=limits[0], vmax=limits[1], interpolation="nearest")
-    for axis, count in ((axes.yaxis, gh), (axes.xaxis, gw)):
-        every = max(1, math.ceil(count / 16))
-        places = range(0, count, every)
-        axis.set_ticks([place * (count + gap) + (count - 1) / 2 for place in places])
-        axis.set_ticklabels([str(place + 1) for place in places])
-        axis.set_tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set(title="Position embedding similarity", xlabel="Input patch column", ylabel="Input patch row")
-    figure.colorbar(
-        image,
-        ax=axes,
-        label="Cosine similarity",
-        orientation="horizontal" if wide else "vertical",
-        ticks=np.linspace(*limits, 5),
-        aspect=30,
-        pad=0.02,
-    )
-    return figure
+__all__ = ["image_batch_figure", "image_pixels", "mosaic", "new_figure", "save_figure"]
 
 
 def image_batch_figure(
@@ -103,7 +51,7 @@ def image_batch_figure(
         ValueError: The shape is another, only one of `mean` and `std` is given, `titles` are too few, or
             values lie outside 0..1 after `mean` and `std` were undone (by more than rounding).
     """
-    pixels = _pixels(images, mean, std)
+    pixels = image_pixels(images, mean=mean, std=std)
     if titles is not None and len(titles) < min(len(pixels), max_images):
         raise ValueError(f"got {len(titles)} titles for {min(len(pixels), max_images)} images")
     if columns < 1 or max_images < 1:
@@ -127,10 +75,10 @@ def image_batch_figure(
     return figure
 
 
-def _pixels(
-    images: ArrayLike | torch.Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
+def image_pixels(
+    images: ArrayLike | torch.Tensor, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> NDArray[np.float32]:
-    """Return (B, height, width, C) in 0..1."""
+    """Return images (B, C, height, width) as (B, height, width, C) in 0..1; arguments and errors as above."""
     tensor = images.detach().cpu() if isinstance(images, torch.Tensor) else torch.as_tensor(np.asarray(images))
     if tensor.ndim != 4 or tensor.shape[1] not in (1, 3) or tensor.numel() == 0:
         raise ValueError(f"expected images (B, 1 or 3, height, width), got {tuple(tensor.shape)}")
@@ -151,6 +99,27 @@ def _pixels(
     if not (least >= -0.01 and most <= 1.01):
         raise ValueError(f"values from {least:.3g} to {most:.3g} lie outside 0..1: pass the mean and std of the images")
     return values.clamp(0.0, 1.0).permute(0, 2, 3, 1).numpy()
+
+
+def mosaic(tiles: NDArray[np.float32], columns: int, *, gap: int = 1, fill: float = math.nan) -> NDArray[np.float32]:
+    """Return tiles beside each other as one image: an axes for each would take seconds.
+
+    Args:
+        tiles: (n, height, width) or (n, height, width, C), n at least 1; row by row, the last row may be short.
+        columns: Tiles beside each other, at least 1.
+        gap: Empty pixels between two.
+        fill: Their value, in all channels.
+
+    Returns:
+        (rows (height + gap) - gap, columns (width + gap) - gap), and C if the tiles have it.
+    """
+    n, height, width = tiles.shape[:3]
+    rows = math.ceil(n / columns)
+    padded = np.full((rows * columns, height + gap, width + gap, *tiles.shape[3:]), fill, np.float32)
+    padded[:n, :height, :width] = tiles
+    padded = padded.reshape(rows, columns, *padded.shape[1:]).swapaxes(1, 2)
+    image: NDArray[np.float32] = padded.reshape(rows * (height + gap), columns * (width + gap), *tiles.shape[3:])
+    return image[: rows * (height + gap) - gap, : columns * (width + gap) - gap]
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200) -> None:

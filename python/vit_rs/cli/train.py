@@ -216,7 +216,7 @@ def _check_unchanged(config: TrainConfig, options: argparse.Namespace, out: Path
 
 def _draw(folder: Path) -> Sequence[Path]:
     """Draw the figures of a run; matplotlib is imported only now."""
-    from vit_rs.analysis.report import draw_run  # noqa: PLC0415
+    from vit_rs.analysis.run_figures import draw_run  # noqa: PLC0415
 
     return draw_run(folder)
 

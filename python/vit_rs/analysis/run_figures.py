@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vit_rs.analysis.curves import training_curves
+from vit_rs.analysis.embedding_figures import position_similarity_figure
 from vit_rs.analysis.embeddings import position_similarity
-from vit_rs.analysis.figures import (
-    image_batch_figure,
-    position_similarity_figure,
-    save_figure,
-)
+from vit_rs.analysis.figures import image_batch_figure, save_figure
 from vit_rs.checkpoints import load_model
 from vit_rs.models import VisionTransformer
 from vit_rs.training.engine import Preparation
