@@ -83,6 +83,8 @@ def test_the_package_is_typed_and_small():
     package = resources.files("vit_rs")
     assert (package / "py.typed").is_file()
     assert (package / "_core.pyi").is_file()
+    for name in ("report.html", "explorer.html", "report.css", "report.js"):
+        assert (package / "analysis" / "page" / name).is_file()
     size = sum(path.stat().st_size for path in Path(str(package)).rglob("*") if "__pycache__" not in path.parts)
     assert size < SIZE_BUDGET
 
@@ -173,9 +175,8 @@ def test_the_stub_is_true(tmp_path):
 def test_no_source_file_is_long():
     folders = ["python", "rust", "tests", "benches", "scripts", ".ci"]
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    sources = [
-        path for path in files if path.suffix in {".py", ".pyi", ".rs", ".sh", ""} and "target" not in path.parts
-    ]
+    kinds = {".py", ".pyi", ".rs", ".sh", ".js", ".css", ".html", ""}
+    sources = [path for path in files if path.suffix in kinds and "target" not in path.parts]
     lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text("utf-8").splitlines()) for path in sources}
     assert len(lengths) > 10
     assert not {path: length for path, length in lengths.items() if length > 600}
