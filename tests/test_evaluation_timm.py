@@ -410,3 +410,9 @@ def test_commands(files, photos, capsys, kind) -> None:
     else:
         assert main([probe[0], *model, *probe[1:], "--features", "cls"]) == 2
         assert "this ResNet has no class token" in capsys.readouterr().err
+
+
+def test_timms_names_without_the_prefix_are_told(tmp_path):
+    (tmp_path / "m.safetensors").touch()
+    with pytest.raises(ConfigError, match="is no model of vit-rs, but timm has one: timm:vit_wee_patch16_reg1_gap_256"):
+        open_subject(tmp_path / "m.safetensors", name="vit_wee_patch16_reg1_gap_256")

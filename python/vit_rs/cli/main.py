@@ -12,7 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from vit_rs.cli import checkpoint_files, doctor, evaluate, plot, predict, probes, train
+from vit_rs.cli import analyze, checkpoint_files, doctor, evaluate, plot, predict, probes, train
 from vit_rs.exceptions import OtherProcessError, VitRsError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 # In the order of --help. Each has `add_parser(commands)`, which sets what runs the command as `run`.
-_COMMANDS = (train, evaluate, probes, predict, plot, checkpoint_files, doctor)
+_COMMANDS = (train, evaluate, probes, predict, analyze, plot, checkpoint_files, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vit-rs",
-        description="Vision Transformers: train, test, predict, compare runs, carry checkpoints, examine data.",
+        description="Vision Transformers: train, test, predict, analyse, compare runs, carry checkpoints, see data.",
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -61,12 +61,15 @@ def add_subject(command: argparse.ArgumentParser) -> None:
     command.add_argument("--convention", metavar="NAME", help="how positions are resampled (default: the file's own)")
 
 
-def subject_asked(options: argparse.Namespace, *, features_only: bool = False) -> Subject:
+def subject_asked(
+    options: argparse.Namespace, *, features_only: bool = False, img_size: tuple[int, int] | None = None
+) -> Subject:
     """Open the model that the arguments name.
 
     Args:
         options: the arguments of `add_subject`.
         features_only: leave the head of a named model out, unless --num-classes says something else.
+        img_size: in place of --img-size.
     """
     from vit_rs.evaluation import open_subject  # noqa: PLC0415  (torch is imported here)
     from vit_rs.evaluation.devices import check_device  # noqa: PLC0415
@@ -79,7 +82,7 @@ def subject_asked(options: argparse.Namespace, *, features_only: bool = False) -
         return open_subject(
             options.checkpoint,
             name=options.model,
-            img_size=options.img_size,
+            img_size=img_size or options.img_size,
             num_classes=num_classes,
             resize=options.resize,
             crop=options.crop,
@@ -154,9 +157,12 @@ def images_asked(options: argparse.Namespace, subject: Subject, *, training: boo
     return splits, notes
 
 
-def add_running(command: argparse.ArgumentParser) -> None:
-    """Add the arguments that say how the model runs."""
-    command.add_argument("--batch-size", type=positive, default=256, metavar="B", help="images at once (default: 256)")
+def add_running(command: argparse.ArgumentParser, *, batch_size: int | None = 256) -> None:
+    """Add the arguments that say how the model runs; without a batch size, it is chosen by what is computed."""
+    default = "by the number of tokens" if batch_size is None else str(batch_size)
+    command.add_argument(
+        "--batch-size", type=positive, default=batch_size, metavar="B", help=f"images at once (default: {default})"
+    )
     command.add_argument("--device", default="cpu", metavar="D", help="torch device, for example cuda (default: cpu)")
     command.add_argument("--threads", type=positive, metavar="N", help="of the image loader (default: one a core)")
     command.add_argument(

@@ -29,6 +29,7 @@ __all__ = [
     "Splits",
     "common_side",
     "first_of_each_class",
+    "has_shards",
     "image_channels",
     "is_idx_folder",
     "members_of_classes",
@@ -209,6 +210,11 @@ def image_channels(source: Any) -> int:
 def is_idx_folder(root: Path) -> bool:
     """Return whether a folder holds training images in MNIST's IDX files."""
     return any(root.glob("train-images-idx3-ubyte*"))
+
+
+def has_shards(root: Path) -> bool:
+    """Return whether a folder holds training images in tar shards, as `open_splits` finds them."""
+    return bool(_shards(root, "train"))
 
 
 def split_by_class(

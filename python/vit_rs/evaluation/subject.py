@@ -15,9 +15,9 @@ from vit_rs.checkpoints import load_model, load_pretrained
 from vit_rs.checkpoints.files import open_weights
 from vit_rs.checkpoints.model_files import saved_model
 from vit_rs.evaluation.preprocessing import Preprocessing, named_preprocessing
-from vit_rs.evaluation.timm_models import PREFIX, model_channels, open_timm
+from vit_rs.evaluation.timm_models import PREFIX, model_channels, open_timm, timm_knows
 from vit_rs.exceptions import CheckpointError, ConfigError, DatasetError
-from vit_rs.models import BiTResNet, VisionTransformer, ViTConfig, create_model
+from vit_rs.models import BiTResNet, ResNetConfig, VisionTransformer, ViTConfig, create_model
 from vit_rs.models.catalogue import build, kind_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from vit_rs.checkpoints import LoadReport
     from vit_rs.checkpoints.model_files import SavedModel
 
 __all__ = ["Subject", "model_digest", "open_subject"]
@@ -34,6 +35,7 @@ __all__ = ["Subject", "model_digest", "open_subject"]
 _RESNET_SIZE = 224
 _OURS = (VisionTransformer, BiTResNet)
 _CHUNK_BYTES = 1 << 26
+_KERNEL = "patch_embed.proj.weight"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Subject:
         split: holdout, split_seed and per_class of the run that trained it (arguments of
             `vit_rs.data.splits.open_splits`): which images it was not trained on. Empty where the file does not say.
         resampled: what was resampled to another image size, for people.
+        file_grid: the (rows, columns) of the file's position table, where it was resampled.
     """
 
     model: nn.Module
@@ -58,6 +61,7 @@ class Subject:
     path: str = ""
     split: Mapping[str, Any] = field(default_factory=dict)
     resampled: tuple[str, ...] = ()
+    file_grid: tuple[int, int] | None = None
 
     @property
     def channels(self) -> int:
@@ -195,11 +199,10 @@ def _open_ours(
     if img_size is not None:
         preprocessing = preprocessing.at_size(img_size)
     config = saved.config
-    resampled: tuple[str, ...] = ()
+    report: LoadReport | None = None
     if isinstance(config, ViTConfig) and config.image_hw != preprocessing.img_size:
         model = build(saved.kind, {**config.to_dict(), "img_size": preprocessing.img_size})
         report = load_pretrained(model, path, convention=convention)
-        resampled = tuple(f"{entry.key} {entry.from_size} -> {entry.to_size}" for entry in report.resampled)
     else:
         model = load_model(path)
     return Subject(
@@ -209,7 +212,7 @@ def _open_ours(
         digest=model_digest(model),
         path=str(path),
         split=_saved_split(path, saved),
-        resampled=resampled,
+        **_resampled(report, config),
     )
 
 
@@ -233,6 +236,10 @@ def _open_named(
         model = create_model(name, **overrides)
     except TypeError as error:  # an override that is no field
         raise ConfigError(str(error)) from error
+    except ConfigError as error:
+        if str(error).startswith("unknown model") and timm_knows(name):
+            raise ConfigError(f"{name!r} is no model of vit-rs, but timm has one: {PREFIX}{name}") from error
+        raise
     head: Literal["keep", "reset"] = "reset" if model.config.num_classes == 0 else "keep"
     report = load_pretrained(model, path, head=head, section=section, layout=layout, convention=convention)
     size = model.config.image_hw if isinstance(model.config, ViTConfig) else img_size or _RESNET_SIZE
@@ -244,8 +251,26 @@ def _open_named(
         classes=None,
         digest=model_digest(model),
         path=str(path),
-        resampled=tuple(f"{entry.key} {entry.from_size} -> {entry.to_size}" for entry in report.resampled),
+        **_resampled(report, model.config),
     )
+
+
+def _resampled(report: LoadReport | None, config: ViTConfig | ResNetConfig) -> dict[str, Any]:
+    """Return the fields of a Subject that tell what was resampled to a model's size."""
+    if report is None:
+        return {}
+    file_grid = None
+    tables = [entry for entry in report.resampled if entry.key != _KERNEL]
+    if tables and isinstance(config, ViTConfig):
+        rows, columns = config.grid_size
+        for entry in tables:  # those of a "2d" encoding have one axis each, and only those that changed are told
+            rows = entry.from_size[0] if entry.from_size[0] != entry.to_size[0] else rows
+            columns = entry.from_size[1] if entry.from_size[1] != entry.to_size[1] else columns
+        file_grid = rows, columns
+    return {
+        "resampled": tuple(f"{entry.key} {entry.from_size} -> {entry.to_size}" for entry in report.resampled),
+        "file_grid": file_grid,
+    }
 
 
 def _open_timm(

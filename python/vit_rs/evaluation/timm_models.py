@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from vit_rs.checkpoints.files import WeightsFile
 
-__all__ = ["PREFIX", "TimmModel", "model_channels", "open_timm"]
+__all__ = ["PREFIX", "TimmModel", "model_channels", "open_timm", "timm_knows"]
 
 PREFIX = "timm:"
 # Dictionaries of a training run's file that hold the trained weights, where nobody says which; averages stand beside.
@@ -107,6 +107,14 @@ def open_timm(
     architecture = ["timm", timm.__version__, named, list(overlay["input_size"]), _plain(arguments)]
     preprocessing = _preprocessing(named, model, hw, asked or {})
     return TimmModel(model.float().eval(), preprocessing, architecture, resampled)
+
+
+def timm_knows(name: str) -> bool:
+    """Return whether timm is installed and has a model of a name."""
+    try:
+        return bool(importlib.import_module("timm").is_model(name))
+    except ImportError:
+        return False
 
 
 def model_channels(model: nn.Module) -> int:
