@@ -65,7 +65,7 @@ def browser():
     if path is None:
         pytest.skip(f"needs one of {', '.join(names)} on the path")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield browser
         browser.close()
 
