@@ -267,7 +267,9 @@ def test_models_whose_attention_cannot_be_watched_say_so(name, photos, tmp_path)
 @pytest.mark.usefixtures("undrawn")
 def test_gray_models_see_photographs_in_gray(photos, tmp_path):
     model = subject_of(VisionTransformer(ViTConfig(**SMALL, in_chans=1)))
-    analyze(model, tmp_path / "look", images=choose_images([photos], 2), shown=1)
+    record = analyze(model, tmp_path / "look", images=choose_images([photos], 2), shown=1)
+    assert record["data"].endswith(", made gray")
+    assert record["model"] == "VisionTransformer of 3 layers, 2 heads, width 16"
     assert arrays(tmp_path / "look", "attention_maps")["images"].shape == (1, 1, 32, 32)
 
 

@@ -151,6 +151,14 @@ def test_names_that_do_not_fit(timm_file, tmp_path) -> None:
         open_subject(tmp_path / "none", name="vit_tiny_patch16_224")
 
 
+def test_heads_of_another_size_name_the_argument(timm_file) -> None:
+    message = (
+        r"got \(7, 192\), expected \(1000, 192\) \(num_classes says how many outputs the head has, 0 leaves it out"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        open_subject(timm_file[0], name="vit_tiny_patch16_224", overrides={"img_size": 32, "depth": 2})
+
+
 def test_the_digest_is_that_of_the_function(tmp_path, model) -> None:
     save_checkpoint(tmp_path / "m.safetensors", model, metadata=METADATA)
     save_checkpoint(tmp_path / "other.safetensors", model)

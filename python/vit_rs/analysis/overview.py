@@ -5,6 +5,7 @@ Letters: L layers, H heads, N patches (gh x gw of them), C channels, K filters.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from vit_rs.analysis.attention import num_heads, token_grid
 from vit_rs.analysis.attention_figures import attention_distance_figure, attention_heads_figure, rollout_figure
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from vit_rs.analysis.attention_pass import AttentionSummary
     from vit_rs.analysis.embeddings import NeighbourSimilarity, PositionTable
@@ -287,7 +289,11 @@ class _Work:
         figures = [
             self._draw(
                 f"attention_heads_{number}",
-                attention_heads_figure(image.maps, image=image.pixels if drawable else None),
+                attention_heads_figure(
+                    image.maps,
+                    image=image.pixels if drawable else None,
+                    title=f"{Path(image.name).name[-40:]}: attention of the {reader}",
+                ),
                 f"{image.name}: attention of every layer and head ({reader}), each map scaled to its own maximum",
                 "attention_maps",
             )
@@ -334,8 +340,9 @@ class _Work:
             "images. The first figure is the paper's definition: the class token is cut off, and the weights that are "
             "left are taken as they are. In the second they are divided by their sum first."
         )
+        first = "layer" if len(early) == 1 else f"{len(early)} layers"
         reach = (
-            f"In the first {len(early)} of {len(summary.distances)} layers heads reach from {early.min():.1f} to "
+            f"In the first {first} of {len(summary.distances)} heads reach from {early.min():.1f} to "
             f"{early.max():.1f} pixels: {early.min() / width:.0%} to {early.max() / width:.0%} of the image's width."
         )
         paragraphs = [what, reach]
@@ -385,11 +392,14 @@ class _Work:
 
         subject = self.subject
         described = "none" if images is None or summary is None else images.description
+        if images is not None and summary is not None and images.channels != subject.channels:
+            described += ", made gray"
         if summary is not None and summary.failures:
             described += f", {len(summary.failures):,} of them unreadable"
         seconds, memory = time.perf_counter() - start, _peak_bytes()
         self.record = {
             "checkpoint": subject.path,
+            "model": _architecture(subject.model),
             "model_digest": subject.digest,
             "preprocessing": subject.preprocessing.to_dict(),
             "data": described,
@@ -401,7 +411,7 @@ class _Work:
         }
         facts = [
             ("Checkpoint", subject.path),
-            ("Model", f"{type(subject.model).__name__}, digest {subject.digest[:16]}"),
+            ("Model", f"{_architecture(subject.model)}, digest {subject.digest[:16]}"),
             ("Images are prepared by", str(subject.preprocessing)),
             ("Images", described),
             *([] if self.precision == "float32" else [("Precision", self.precision)]),
@@ -454,6 +464,18 @@ class _Work:
     def _save(self, name: str, **arrays: Any) -> None:
         plain: Mapping[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
         np.savez_compressed(self.folder / "arrays" / f"{name}.npz", **plain)
+
+
+def _architecture(model: nn.Module) -> str:
+    """Return what a model is, for people."""
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)):
+        return type(model).__name__
+    parts = [f"{type(model).__name__} of {len(blocks)} layers"]
+    with contextlib.suppress(AttentionError):
+        parts.append(f"{num_heads(model)} heads")
+    width = getattr(model, "embed_dim", None)
+    return ", ".join(parts + ([] if width is None else [f"width {width}"]))
 
 
 def _prefix_names(model: nn.Module, count: int) -> tuple[str, ...]:

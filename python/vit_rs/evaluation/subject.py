@@ -36,6 +36,12 @@ _RESNET_SIZE = 224
 _OURS = (VisionTransformer, BiTResNet)
 _CHUNK_BYTES = 1 << 26
 _KERNEL = "patch_embed.proj.weight"
+# What `load_pretrained` says of heads, in the arguments of `open_subject`.
+_HEAD_HINTS = {
+    "head='reset' leaves the model's own head": "num_classes says how many outputs the head has, 0 leaves it out",
+    "head='reset' leaves the model's own": "num_classes=0 leaves it out",
+    "head='reset' drops the head": "num_classes=0 leaves it out",
+}
 
 
 @dataclass(frozen=True)
@@ -241,7 +247,13 @@ def _open_named(
             raise ConfigError(f"{name!r} is no model of vit-rs, but timm has one: {PREFIX}{name}") from error
         raise
     head: Literal["keep", "reset"] = "reset" if model.config.num_classes == 0 else "keep"
-    report = load_pretrained(model, path, head=head, section=section, layout=layout, convention=convention)
+    try:
+        report = load_pretrained(model, path, head=head, section=section, layout=layout, convention=convention)
+    except CheckpointError as error:
+        text = str(error)
+        for hint, ours in _HEAD_HINTS.items():
+            text = text.replace(hint, ours)
+        raise CheckpointError(text) from error
     size = model.config.image_hw if isinstance(model.config, ViTConfig) else img_size or _RESNET_SIZE
     preprocessing = replace(named_preprocessing(name, size), **asked)
     _check_channels(preprocessing, model.config.in_chans)
