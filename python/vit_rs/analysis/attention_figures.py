@@ -127,7 +127,7 @@ def attention_heads_figure(
     Args:
         maps: (L, H, gh, gw), finite, at least 0.
         image: (C, height, width), 1 or 3 channels, u8 or 0..1: the image, drawn beside them.
-        title: A line over the maps.
+        title: One line or more, over all.
         layers: The layers' numbers, counted from 1; without them 1 to L.
 
     Raises:
@@ -167,7 +167,7 @@ def attention_heads_figure(
     axes.spines[:].set_visible(False)
     axes.set(xlabel="Head", ylabel="Layer")
     if title:
-        axes.set_title(title, fontsize="medium")
+        figure.suptitle(title, fontsize="medium")  # over the image too: the maps alone may be narrow
     bar = axes.inset_axes((1.0 + 0.1 / width, 0.0, 0.12 / width, 1.0))  # as high as the maps
     figure.colorbar(shown, cax=bar, label="Relative attention", ticks=(0.0, 0.5, 1.0))
     return figure

@@ -292,7 +292,7 @@ class _Work:
                 attention_heads_figure(
                     image.maps,
                     image=image.pixels if drawable else None,
-                    title=f"{Path(image.name).name[-40:]}: attention of the {reader}",
+                    title=f"Image {number}: attention of the {reader}",  # its name may have signs that no font has
                 ),
                 f"{image.name}: attention of every layer and head ({reader}), each map scaled to its own maximum",
                 "attention_maps",
