@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from vit_rs.analysis.attention import TokenGrid, each_attention, num_heads, output_attention, rollout_step, token_grid
-from vit_rs.analysis.distance import attention_distance
+from vit_rs.analysis.distance import both_distances, grid_distances
 from vit_rs.analysis.images import spread
 from vit_rs.analysis.report import pack_attention
 from vit_rs.data import ImageLoader
 from vit_rs.data.splits import common_side
 from vit_rs.evaluation.classify import autocasting
 from vit_rs.exceptions import CheckpointError, DatasetError
-from vit_rs.transforms import Compose, Grayscale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,11 +115,7 @@ def summarize_attention(
         DatasetError: no image can be read, or the model takes images of other channels.
         AttentionError, ValueError: as in `vit_rs.analysis.each_attention` and `token_grid`.
     """
-    if images.channels == 1 or subject.channels != 1:
-        subject.check_channels(images.channels)
-    transform = subject.preprocessing.transform(common_side(images.source))
-    if images.channels != subject.channels:  # a model of one channel: as in `predict`
-        transform = Compose([Grayscale(num_output_channels=images.channels), *transform.transforms])
+    transform = subject.transform(images.channels, common_side(images.source))
     model = subject.model.to(device)
     tokens = token_grid(model, subject.preprocessing.img_size)
     found = _Collected(subject, tokens, total=len(images.names), shown=shown)
@@ -154,6 +149,7 @@ class _Collected:
 
     def __init__(self, subject: Subject, tokens: TokenGrid, *, total: int, shown: int) -> None:
         self.subject, self.tokens = subject, tokens
+        self.pairs = grid_distances(tokens.grid, tokens.token_hw)
         self.count = 0
         self.means = torch.zeros(())  # (L, 3, H) float64 on the CPU, of the images so far
         self.squares = torch.zeros(())  # the same, sums of squared deviations from these
@@ -223,11 +219,8 @@ class _Collected:
 
     def _figures(self, layer: int, weights: Tensor) -> Tensor:
         """Return (3, B, H) float64 on the CPU: distance, renormalised distance, share of the prefix."""
-        grid, token_hw, prefix, _ = self.tokens
-        both = [
-            attention_distance(weights, grid, token_hw, num_prefix_tokens=prefix, renormalize=renormalize)
-            for renormalize in (False, True)
-        ]
+        prefix = self.tokens.num_prefix_tokens
+        both = both_distances(weights, self.pairs.to(weights), prefix)
         share = weights[..., prefix:, :prefix].sum(dim=-1).mean(dim=-1)
         figures = torch.stack((*both, share)).double().cpu()
         if not figures.isfinite().all():

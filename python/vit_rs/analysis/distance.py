@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["attention_distance", "grid_distances", "mean_attention_distance"]
+__all__ = ["attention_distance", "both_distances", "grid_distances", "mean_attention_distance"]
 
 
 def grid_distances(grid: tuple[int, int], token_hw: tuple[float, float]) -> Tensor:
@@ -75,7 +75,7 @@ def attention_distance(
     prefix, count = num_prefix_tokens, grid[0] * grid[1]
     if weights.ndim < 2 or weights.shape[-2:] != (prefix + count, prefix + count):
         raise ValueError(f"expected weights of {prefix} + {grid[0]}*{grid[1]} tokens, got {tuple(weights.shape)}")
-    return _distance(weights, grid_distances(grid, token_hw).to(weights), prefix, renormalize=renormalize)
+    return both_distances(weights, grid_distances(grid, token_hw).to(weights), prefix)[renormalize]
 
 
 def mean_attention_distance(
@@ -113,7 +113,7 @@ def mean_attention_distance(
 
         def add(_: int, weights: Tensor, sums: list[Tensor] = sums, distances: Tensor = distances) -> None:
             prefix = weights.shape[-1] - len(distances)
-            found = _distance(weights, distances.to(weights), prefix, renormalize=renormalize)  # (B, H)
+            found = both_distances(weights, distances.to(weights), prefix)[renormalize]  # (B, H)
             sums.append(found.double().sum(dim=0).cpu())
 
         each_attention(model, pixels, add)
@@ -125,11 +125,16 @@ def mean_attention_distance(
     return total / count
 
 
-def _distance(weights: Tensor, distances: Tensor, prefix: int, *, renormalize: bool) -> Tensor:
-    """Return (B, H) of weights (B, H, T, T) and distances (N, N)."""
-    patches = weights[..., prefix:, prefix:]
-    reach = torch.einsum("...qk,qk->...q", patches, distances)
-    if renormalize:
-        mass = patches.sum(dim=-1)
-        reach = torch.where(mass > 0, reach / mass, 0.0)  # 0 / 0 where all of it is on the prefix
-    return reach.mean(dim=-1)
+def both_distances(weights: Tensor, pairs: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return `attention_distance` by both definitions, the paper's and the renormalised one, (B, H) each.
+
+    Args:
+        weights: (B, H, T, T), or any leading shape.
+        pairs: of `grid_distances`, (N, N), in the weights' dtype and on their device.
+        num_prefix_tokens: P; P + N = T.
+    """
+    patches = weights[..., num_prefix_tokens:, num_prefix_tokens:]
+    reach = torch.einsum("...qk,qk->...q", patches, pairs)
+    mass = patches.sum(dim=-1)
+    divided = torch.where(mass > 0, reach / mass, 0.0)  # 0 / 0 where all of it is on the prefix
+    return reach.mean(dim=-1), divided.mean(dim=-1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_rs.cli import subjects
-from vit_rs.cli.arguments import positive
+from vit_rs.cli.arguments import natural, positive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
         "--images", type=positive, default=128, metavar="N", help="how many images, evenly spread (default: 128)"
     )
     command.add_argument(
-        "--shown", type=_count, default=4, metavar="N", help="how many of them are drawn and explored (default: 4)"
+        "--shown", type=natural, default=4, metavar="N", help="how many of them are drawn and explored (default: 4)"
     )
     command.add_argument(
         "--filters", type=positive, default=28, metavar="K", help="principal components of the filters (default: 28)"
@@ -146,12 +146,3 @@ def _summary(record: dict[str, Any], out: Path) -> str:
 
 def _rounded(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"  # and never -0.00
-
-
-def _count(text: str) -> int:
-    if text == "0":
-        return 0
-    try:
-        return positive(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(str(error).replace("from 1 ", "from 0 ")) from None

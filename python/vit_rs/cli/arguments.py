@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-__all__ = ["numbers", "positive", "size_pair"]
+__all__ = ["natural", "numbers", "positive", "size_pair"]
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -17,10 +17,13 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def positive(text: str) -> int:
-    """Return "16" as a number, at most 65535."""
-    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 2**16):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 65535, got {text!r}")
-    return int(text)
+    """Return "16" as a number, 1 to 65535."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """Return "16" as a number, 0 to 65535."""
+    return _whole(text, 0)
 
 
 def size_pair(text: str) -> tuple[int, int]:
@@ -29,3 +32,9 @@ def size_pair(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"expected N or HEIGHTxWIDTH in pixels, got {text!r}")
     return int(match[1]), int(match[2] or match[1])
+
+
+def _whole(text: str, least: int) -> int:
+    if not (text.isascii() and text.isdecimal() and least <= int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to 65535, got {text!r}")
+    return int(text)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from vit_rs.data import ImageLoader
 from vit_rs.evaluation.classify import autocasting, evaluating
 from vit_rs.exceptions import CheckpointError, ConfigError
-from vit_rs.transforms import Compose, Grayscale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -74,12 +73,7 @@ def predict(
     names = _class_names(subject)
     if top < 1:
         raise ConfigError(f"top must be at least 1, got {top}")
-    transform = subject.preprocessing.transform()
-    gray = subject.channels == 1
-    if gray:
-        transform = Compose([Grayscale(num_output_channels=3), *transform.transforms])
-    else:
-        subject.check_channels(_RGB)
+    transform = subject.transform(_RGB)
     model = subject.model.to(device)
     done = failed = 0
     with ImageLoader(
@@ -97,7 +91,7 @@ def predict(
             places = [int(index) for index in indices]
             # Left before anything is yielded: the caller's own code must not run in inference mode.
             with evaluating(model), autocasting(device, precision):
-                logits = model(images[:, :1] if gray else images) if places else images.new_empty(0, len(names))
+                logits = model(images[:, : subject.channels]) if places else images.new_empty(0, len(names))
             for place, finite in zip(places, logits.isfinite().all(dim=1).tolist(), strict=True):
                 if not finite:
                     raise CheckpointError(f"{subject.path}: a logit of {paths[place]} is not a finite number")

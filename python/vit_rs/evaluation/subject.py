@@ -19,6 +19,7 @@ from vit_rs.evaluation.timm_models import PREFIX, model_channels, open_timm, tim
 from vit_rs.exceptions import CheckpointError, ConfigError, DatasetError
 from vit_rs.models import BiTResNet, ResNetConfig, VisionTransformer, ViTConfig, create_model
 from vit_rs.models.catalogue import build, kind_of
+from vit_rs.transforms import Compose, Grayscale
 
 if TYPE_CHECKING:
     import os
@@ -81,6 +82,24 @@ class Subject:
         model: Any = self.model
         outputs: int = model.config.num_classes if isinstance(model, _OURS) else model.num_classes
         return outputs
+
+    def transform(self, channels: int, side: int | None = None) -> Compose:
+        """Return the test transform of images that are read with so many channels.
+
+        A model of one channel sees RGB images in gray (ITU-R 601): three equal channels, of which it takes the first.
+
+        Args:
+            channels: of the images.
+            side: as in `Preprocessing.transform`.
+
+        Raises:
+            DatasetError: the model takes images of another number of channels.
+        """
+        transform = self.preprocessing.transform(side)
+        if self.channels == 1 and channels == 3:
+            return Compose([Grayscale(num_output_channels=3), *transform.transforms])
+        self.check_channels(channels)
+        return transform
 
     def check_channels(self, channels: int) -> None:
         """Raise a DatasetError unless images of so many channels are what the model takes."""
