@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
 from pathlib import Path
@@ -47,7 +48,7 @@ def array(count: int = COUNT) -> ArrayDataset:
     return ArrayDataset(pixels, np.arange(count))
 
 
-def rust_threads() -> int:
+def named_threads() -> int:
     gc.collect()
     names = []
     for task in Path("/proc/self/task").iterdir():
@@ -55,6 +56,16 @@ def rust_threads() -> int:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             names.append((task / "comm").read_text())
     return sum(name.startswith("vit-rs") for name in names)
+
+
+def rust_threads() -> int:
+    """Count the loaders' threads at rest: a new one takes a moment to its name, one of an earlier test to its end."""
+    count, since = named_threads(), time.monotonic()
+    while time.monotonic() - since < 0.1:
+        time.sleep(0.01)
+        if (now := named_threads()) != count:
+            count, since = now, time.monotonic()
+    return count
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
